@@ -1,0 +1,105 @@
+// Every scalar formula of the ops, once, for the CPU and for CUDA. The same formulas in Python: srtod/ops/reference.py.
+#pragma once
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+
+#if defined(__CUDACC__)
+#define SRTOD_HOST_DEVICE __host__ __device__ __forceinline__
+#elif defined(__GNUC__)
+// always_inline lets a formula take on the instruction set of the function that uses it (see cpu/rows.h).
+#define SRTOD_HOST_DEVICE inline __attribute__((always_inline))
+#else
+#define SRTOD_HOST_DEVICE inline
+#endif
+
+namespace srtod {
+
+// In the order of SURROGATES and RESIZES in srtod/ops/surrogate.py.
+enum class Surrogate : int64_t { none, ste, sigmoid, atan, triangle, rect };
+enum class Resize : int64_t { nearest, max, area, bilinear };
+
+template <class A>
+SRTOD_HOST_DEVICE A clamp(A x, A low, A high) {
+  return x < low ? low : x > high ? high : x;  // NaN stays NaN
+}
+
+SRTOD_HOST_DEVICE double exponential(double x) { return ::exp(x); }
+
+// exp in float32 to about 1 ulp, from plain arithmetic so that compilers vectorise it. exp(x) = 2^n exp(r) with
+// n = round(x / ln 2); exp(r) by a minimax polynomial on |r| <= ln(2) / 2. Saturates beyond |x| = 87.
+SRTOD_HOST_DEVICE float exponential(float x) {
+  constexpr float log2e = 1.44269504f, ln2_high = 0.693359375f, ln2_low = -2.12194440e-4f;
+  constexpr float magic = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer, left in the low bits
+  x = clamp(x, -87.0f, 87.0f);
+  const float shifted = x * log2e + magic;
+  const float n = shifted - magic;
+  const float r = (x - n * ln2_high) - n * ln2_low;
+  float p = 1.9875691500e-4f;
+  p = p * r + 1.3981999507e-3f;
+  p = p * r + 8.3334519073e-3f;
+  p = p * r + 4.1665795894e-2f;
+  p = p * r + 1.6666665459e-1f;
+  p = p * r + 5.0000001201e-1f;
+  p = p * r * r + r + 1.0f;
+  uint32_t bits;
+  std::memcpy(&bits, &shifted, sizeof bits);
+  bits = (bits + 127u) << 23;  // the exponent field of 2^n; magic's own bits are shifted out
+  float scale;
+  std::memcpy(&scale, &bits, sizeof scale);
+  return p * scale;
+}
+
+template <class A>
+SRTOD_HOST_DEVICE A sigmoid(A x) {
+  return A(1) / (A(1) + exponential(-x));
+}
+
+// (sign(u) + 1) / 2: 0, 0.5 at a tie, 1; NaN stays NaN (SR-TOD, Eq. 4).
+template <class A>
+SRTOD_HOST_DEVICE A step(A u) {
+  return u > A(0) ? A(1) : u < A(0) ? A(0) : u == A(0) ? A(0.5) : u;
+}
+
+// Derivative g'(u) of the smooth function that stands in for the step in the backward pass.
+template <class A>
+SRTOD_HOST_DEVICE A surrogate_derivative(A u, Surrogate surrogate, A alpha) {
+  switch (surrogate) {
+    case Surrogate::none:
+      return A(0);
+    case Surrogate::ste:
+      return A(1);
+    case Surrogate::sigmoid: {  // g = sigmoid(alpha u); g' is symmetric, and 1 - s is precise on this side
+      const A s = sigmoid(alpha * (u < A(0) ? u : -u));
+      return alpha * s * (A(1) - s);
+    }
+    case Surrogate::atan: {  // g = atan(pi/2 alpha u) / pi + 1/2
+      const A v = A(1.57079632679489661923) * alpha * u;
+      return A(0.5) * alpha / (A(1) + v * v);
+    }
+    case Surrogate::triangle: {  // g = 1/2 + v - v|v|/2, v = clamp(alpha u, -1, 1)
+      const A v = alpha - alpha * alpha * (u < A(0) ? -u : u);
+      return v < A(0) ? A(0) : v;
+    }
+    case Surrogate::rect: {  // g = clamp(alpha u + 1/2, 0, 1)
+      return (u < A(0) ? -u : u) < A(0.5) / alpha ? alpha : A(0);
+    }
+  }
+  return A(0);
+}
+
+// Source index of PyTorch's nearest resize: float32 scale = input / output, floor, clamp.
+SRTOD_HOST_DEVICE int64_t nearest_index(int64_t output, float scale, int64_t input_size) {
+  const int64_t index = static_cast<int64_t>(static_cast<float>(output) * scale);
+  return index < input_size - 1 ? index : input_size - 1;
+}
+
+// Derivative of the loss by one reconstructed value r, from D = mean_c |r - i| and mse = sum (r - i)^2 / count.
+// `absolute` = dL/dD / C; `squared` = 2 dL/dmse / count (0 in the padding). The slope of |.| at 0 is 0, as PyTorch's.
+template <class A>
+SRTOD_HOST_DEVICE A reconstruction_gradient(A signed_difference, A absolute, A squared) {
+  const A sign = signed_difference > A(0) ? A(1) : signed_difference < A(0) ? A(-1) : signed_difference;  // 0, or NaN
+  return absolute * sign + squared * signed_difference;
+}
+
+}  // namespace srtod

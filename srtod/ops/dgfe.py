@@ -1,0 +1,283 @@
+"""DGFE, difference map guided feature enhancement: P2' = Reweighting(P2) * Filtration(D) * P2 (SR-TOD, Sec. 3.3)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from . import reference
+from ._checks import check_floating, check_mlp, check_shape, check_threshold, empty_like
+from ._extension import runs_fused
+from ._registration import register_autograd, register_fake, register_once_differentiable
+from .channel_reweighting import fake_mlp_gradients, fake_pooled
+from .surrogate import resize_code, resolve_alpha, surrogate_code
+
+
+def dgfe(
+    features: Tensor,
+    difference: Tensor,
+    threshold: Tensor,
+    weight1: Tensor,
+    bias1: Tensor,
+    weight2: Tensor,
+    bias2: Tensor,
+    *,
+    resize: str = "nearest",
+    surrogate: str = "sigmoid",
+    alpha: float | None = None,
+) -> Tensor:
+    """Enhances the features where information was lost, `P2' = Reweighting(P2) * Filtration(D) * P2` (SR-TOD, Eq. 6).
+
+    Equal to `features * channel_reweighting(features, ...) * filtration(difference, ...)`, in two passes over the
+    features instead of the thirteen of the authors' formulation.
+
+    Args:
+        features: `[N, C, h, w]`, P2; contiguous or channels_last (other strides are copied once), any floating dtype.
+        difference: `[N, 1, H, W]` in [0, 1], usually H = 4h, W = 4w; float64 only beside float64 features.
+        threshold: 0-d tensor in the unit of `difference`, for example 4/255.
+        weight1: `[R, C]`; weight1, bias1, weight2 and bias2 are the MLP of `channel_reweighting`.
+        bias1: `[R]`.
+        weight2: `[C, R]`.
+        bias2: `[C]`.
+        resize: "nearest", "max", "area" or "bilinear", see `filtration`.
+        surrogate: Gradient of the step: "none", "ste", "sigmoid", "atan", "triangle" or "rect", see `filtration`.
+        alpha: Sharpness of the surrogate, see `filtration`.
+
+    Returns:
+        `[N, C, h, w]` in the dtype and layout of `features`.
+
+    Raises:
+        TypeError: If dtypes do not go together.
+        ValueError: If shapes, names, `alpha` or devices are not as above.
+    """
+    tensors = (features, difference, threshold, weight1, bias1, weight2, bias2)
+    _check("dgfe", *tensors)
+    codes = (resize_code(resize), surrogate_code(surrogate), resolve_alpha(surrogate, alpha))
+    if not runs_fused(features):
+        return reference.dgfe(*tensors, resize=resize, surrogate=surrogate, alpha=alpha)
+    enhanced: Tensor = torch.ops.srtod.dgfe(*tensors, *codes)[0]
+    return enhanced
+
+
+def dgfe_(
+    features: Tensor,
+    difference: Tensor,
+    threshold: Tensor,
+    weight1: Tensor,
+    bias1: Tensor,
+    weight2: Tensor,
+    bias2: Tensor,
+    *,
+    resize: str = "nearest",
+) -> Tensor:
+    """`dgfe` for inference, overwriting `features`: no second map the size of P2 is allocated.
+
+    Args:
+        features: `[N, C, h, w]`, contiguous or channels_last; overwritten.
+        difference: As in `dgfe`, like all that follow.
+        threshold: 0-d.
+        weight1: `[R, C]`.
+        bias1: `[R]`.
+        weight2: `[C, R]`.
+        bias2: `[C]`.
+        resize: "nearest", "max", "area" or "bilinear".
+
+    Returns:
+        `features`.
+
+    Raises:
+        TypeError: If dtypes do not go together.
+        ValueError: As `dgfe`; also if gradients are being recorded or `features` has other strides.
+    """
+    tensors = (features, difference, threshold, weight1, bias1, weight2, bias2)
+    _check("dgfe_", *tensors)
+    code = resize_code(resize)
+    if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
+        raise ValueError("dgfe_: overwrites what the backward pass needs; call it under torch.no_grad(), or call dgfe")
+    if not features.is_contiguous() and not features.is_contiguous(memory_format=torch.channels_last):
+        raise ValueError(
+            f"dgfe_: features must be contiguous or channels_last, got strides {list(features.stride())}; "
+            "call dgfe, which copies"
+        )
+    if not runs_fused(features):
+        return features.copy_(reference.dgfe(*tensors, resize=resize))
+    torch.ops.srtod.dgfe_(*tensors, code)
+    return features
+
+
+@register_fake("dgfe")
+def _(
+    features: Tensor,
+    difference: Tensor,
+    threshold: Tensor,
+    weight1: Tensor,
+    bias1: Tensor,
+    weight2: Tensor,
+    bias2: Tensor,
+    resize: int,
+    surrogate: int,
+    alpha: float,
+) -> tuple[Tensor, ...]:
+    return empty_like(features), *fake_pooled(features)
+
+
+@register_fake("dgfe_")
+def _(
+    features: Tensor,
+    difference: Tensor,
+    threshold: Tensor,
+    weight1: Tensor,
+    bias1: Tensor,
+    weight2: Tensor,
+    bias2: Tensor,
+    resize: int,
+) -> None:
+    return None
+
+
+def _setup_dgfe(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    features, difference, threshold, weight1, bias1, weight2, _, *ctx.codes = inputs
+    pooled = output[1:]
+    ctx.mark_non_differentiable(*pooled)
+    ctx.save_for_backward(features, difference, threshold, *pooled, weight1, bias1, weight2)
+
+
+@register_autograd("dgfe", _setup_dgfe)
+def _dgfe_backward(ctx: Any, grad: Tensor, *_: None) -> tuple[Tensor | None, ...]:
+    needs_difference = ctx.needs_input_grad[1]
+    grad_features, grad_difference, *others = torch.ops.srtod._dgfe_backward(
+        grad, *ctx.saved_tensors, *ctx.codes, needs_difference
+    )
+    return grad_features, grad_difference if needs_difference else None, *others, None, None, None
+
+
+@register_fake("_dgfe_backward")
+def _(
+    grad: Tensor,
+    features: Tensor,
+    difference: Tensor,
+    threshold: Tensor,
+    channel_weight: Tensor,
+    average: Tensor,
+    maximum: Tensor,
+    argmax: Tensor,
+    weight1: Tensor,
+    bias1: Tensor,
+    weight2: Tensor,
+    resize: int,
+    surrogate: int,
+    alpha: float,
+    difference_grad: bool,
+) -> tuple[Tensor, ...]:
+    grad_difference = difference.new_empty(difference.shape if difference_grad else (0,))
+    return (
+        empty_like(features),
+        grad_difference,
+        threshold.new_empty(()),
+        *fake_mlp_gradients(weight1, weight2),
+    )
+
+
+register_once_differentiable("_dgfe_backward")
+
+
+class DGFE(nn.Module):
+    """`dgfe` with its parameters: the threshold `t` and the shared MLP C -> C / reduction -> C.
+
+    Put it behind the neck of any detector: `p2 = DGFE(256)(p2, difference)`.
+
+    Args:
+        channels: C of the features.
+        reduction: C / reduction is the width of the MLP's hidden layer.
+        threshold: Initial t in the unit of the difference map, in [0, 1]; the authors start at 4/255 for VisDrone,
+            3/255 for AI-TOD and 40/255 for DroneSwarms.
+        learn_threshold: Make t a parameter. It needs a surrogate other than "none" to learn; keep it out of weight
+            decay and in [0, 1] (`clamp_threshold_`).
+        resize: See `filtration`.
+        surrogate: See `filtration`.
+        alpha: See `filtration`.
+        inplace: Overwrite the features when no gradients are recorded, as in inference.
+
+    Raises:
+        ValueError: If `channels` is not a positive multiple of `reduction`, or another argument is not as above.
+    """
+
+    threshold: Tensor
+
+    def __init__(
+        self,
+        channels: int,
+        reduction: int = 16,
+        *,
+        threshold: float = 4 / 255,
+        learn_threshold: bool = True,
+        resize: str = "nearest",
+        surrogate: str = "sigmoid",
+        alpha: float | None = None,
+        inplace: bool = False,
+    ) -> None:
+        super().__init__()
+        if channels < 1 or reduction < 1 or channels % reduction:
+            raise ValueError(f"DGFE: channels must be a positive multiple of reduction, got {channels} and {reduction}")
+        if not 0.0 <= threshold <= 1.0:
+            raise ValueError(f"DGFE: threshold must be in [0, 1], such as 4 / 255, got {threshold}")
+        resize_code(resize)
+        surrogate_code(surrogate)
+        self.alpha = resolve_alpha(surrogate, alpha)
+        self.resize, self.surrogate, self.inplace = resize, surrogate, inplace
+        if learn_threshold:
+            self.threshold = nn.Parameter(torch.tensor(float(threshold)))
+        else:
+            self.register_buffer("threshold", torch.tensor(float(threshold)))
+        self.fc1 = nn.Linear(channels, channels // reduction)
+        self.fc2 = nn.Linear(channels // reduction, channels)
+
+    def forward(self, features: Tensor, difference: Tensor) -> Tensor:
+        """Enhances `features` [N, C, h, w] where `difference` [N, 1, H, W] exceeds the threshold; same shape, dtype."""
+        parameters = (self.threshold, self.fc1.weight, self.fc1.bias, self.fc2.weight, self.fc2.bias)
+        if self.inplace and not torch.is_grad_enabled():
+            return dgfe_(features, difference, *parameters, resize=self.resize)
+        return dgfe(features, difference, *parameters, resize=self.resize, surrogate=self.surrogate, alpha=self.alpha)
+
+    @torch.no_grad()
+    def clamp_threshold_(self) -> None:
+        """Brings the threshold back into [0, 1]; call it after each optimizer step."""
+        self.threshold.clamp_(0, 1)
+
+    def extra_repr(self) -> str:
+        return f"resize={self.resize}, surrogate={self.surrogate}, alpha={self.alpha:g}, inplace={self.inplace}"
+
+
+def _check(
+    op: str,
+    features: Tensor,
+    difference: Tensor,
+    threshold: Tensor,
+    weight1: Tensor,
+    bias1: Tensor,
+    weight2: Tensor,
+    bias2: Tensor,
+) -> None:
+    check_floating(
+        op,
+        features=features,
+        difference=difference,
+        threshold=threshold,
+        weight1=weight1,
+        bias1=bias1,
+        weight2=weight2,
+        bias2=bias2,
+    )
+    check_shape(op, "features", features, "[N, C, h, w]", None, None, None, None)
+    batch = features.shape[0]
+    expected = f"[{batch}, 1, H, W], the features' batch of {batch}"
+    check_shape(op, "difference", difference, expected, batch, 1, None, None)
+    check_threshold(op, threshold)
+    check_mlp(op, features, weight1, bias1, weight2, bias2)
+    if (features.dtype == torch.float64) != (difference.dtype == torch.float64):
+        raise TypeError(
+            f"{op}: features and difference must both be float64 or neither, "
+            f"got {features.dtype} and {difference.dtype}"
+        )

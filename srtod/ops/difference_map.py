@@ -1,0 +1,161 @@
+"""Difference map and reconstruction error: where a rebuilt image differs from the real one (SR-TOD, Sec. 3.2)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import reference
+from ._checks import check_floating, check_shape, empty_like
+from ._extension import runs_fused
+from ._registration import register_autograd, register_fake, register_once_differentiable
+
+
+def difference_map(reconstruction: Tensor, image: Tensor, *, from_logits: bool = False) -> Tensor:
+    """Mean over the channels of the absolute difference, `D = mean_c |I_r - I_o|` (SR-TOD, Eq. 3).
+
+    Args:
+        reconstruction: `[N, C, H, W]`, the rebuilt image in [0, 1], or its logits if `from_logits`.
+        image: `[N, C, H, W]`, the real image in [0, 1] (not normalised by mean and deviation). Its dtype is the
+            reconstruction's, or float32 beside a half-precision reconstruction.
+        from_logits: Take the sigmoid of `reconstruction` first, in float32.
+
+    Returns:
+        `[N, 1, H, W]` in [0, 1], in the image's dtype. Any strides are read in place; the gradient at a difference of
+        zero is zero.
+
+    Raises:
+        TypeError: If an argument is not a floating-point tensor, or the dtypes do not go together.
+        ValueError: If shapes or devices differ.
+    """
+    _check("difference_map", reconstruction, image)
+    if not runs_fused(image):
+        return reference.difference_map(reconstruction, image, from_logits=from_logits)
+    result: Tensor = torch.ops.srtod.difference_map(reconstruction, image, from_logits)
+    return result
+
+
+@register_fake("difference_map")
+def _(reconstruction: Tensor, image: Tensor, from_logits: bool) -> Tensor:
+    return image.new_empty((image.shape[0], 1, image.shape[2], image.shape[3]))
+
+
+def _setup_difference_map(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    reconstruction, image, ctx.from_logits = inputs
+    ctx.save_for_backward(reconstruction, image)
+
+
+@register_autograd("difference_map", _setup_difference_map)
+def _difference_map_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+    reconstruction, image = ctx.saved_tensors
+    return *_backward(ctx.needs_input_grad, grad, None, reconstruction, image, ctx.from_logits, None), None
+
+
+def reconstruction_difference(
+    reconstruction: Tensor, image: Tensor, *, from_logits: bool = False, valid_size: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """The difference map and the reconstruction loss from one pass over both images (SR-TOD, Sec. 3.2).
+
+    Args:
+        reconstruction: `[N, C, H, W]`, the rebuilt image in [0, 1], or its logits if `from_logits`.
+        image: `[N, C, H, W]`, the real image in [0, 1]. Its dtype is the reconstruction's, or float32 beside a
+            half-precision reconstruction.
+        from_logits: Take the sigmoid of `reconstruction` first, in float32.
+        valid_size: int64 `[N, 2]`, the (height, width) in pixels of each image's top-left part that is not padding:
+            the loss is the mean over these parts. Without it all pixels count, as in the paper's release.
+
+    Returns:
+        The difference map `[N, 1, H, W]` in the image's dtype (padding included), and the mean squared error, a 0-d
+        float32 tensor (float64 for float64 images).
+
+    Raises:
+        TypeError: If an image is not a floating-point tensor, dtypes do not go together or valid_size is not int64.
+        ValueError: If shapes or devices differ.
+    """
+    op = "reconstruction_difference"
+    _check(op, reconstruction, image)
+    if valid_size is not None:
+        if valid_size.dtype != torch.int64:
+            raise TypeError(f"{op}: valid_size must be int64, got {valid_size.dtype}")
+        check_shape(op, "valid_size", valid_size, f"[{image.shape[0]}, 2], (height, width)", image.shape[0], 2)
+        if valid_size.device != image.device:
+            raise ValueError(f"{op}: valid_size is on {valid_size.device}, but image is on {image.device}")
+    if not runs_fused(image):
+        return reference.reconstruction_difference(
+            reconstruction, image, from_logits=from_logits, valid_size=valid_size
+        )
+    difference, mse = torch.ops.srtod.reconstruction_difference(reconstruction, image, from_logits, valid_size)
+    return difference, mse
+
+
+@register_fake("reconstruction_difference")
+def _(reconstruction: Tensor, image: Tensor, from_logits: bool, valid_size: Tensor | None) -> tuple[Tensor, Tensor]:
+    difference = image.new_empty((image.shape[0], 1, image.shape[2], image.shape[3]))
+    return difference, image.new_empty((), dtype=reference.compute_dtype(image.dtype))
+
+
+def _setup_reconstruction_difference(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    reconstruction, image, ctx.from_logits, valid_size = inputs
+    ctx.save_for_backward(reconstruction, image, valid_size)
+    ctx.set_materialize_grads(False)
+
+
+@register_autograd("reconstruction_difference", _setup_reconstruction_difference)
+def _reconstruction_difference_backward(
+    ctx: Any, grad_difference: Tensor | None, grad_mse: Tensor | None
+) -> tuple[Tensor | None, Tensor | None, None, None]:
+    reconstruction, image, valid_size = ctx.saved_tensors
+    gradients = _backward(
+        ctx.needs_input_grad, grad_difference, grad_mse, reconstruction, image, ctx.from_logits, valid_size
+    )
+    return *gradients, None, None
+
+
+def _backward(
+    needed: tuple[bool, ...],
+    grad_difference: Tensor | None,
+    grad_mse: Tensor | None,
+    reconstruction: Tensor,
+    image: Tensor,
+    from_logits: bool,
+    valid_size: Tensor | None,
+) -> tuple[Tensor | None, Tensor | None]:
+    backward = torch.ops.srtod._reconstruction_difference_backward
+    gradients = (grad_difference, grad_mse)
+    grad_reconstruction = grad_image = None
+    if needed[0]:
+        grad_reconstruction = backward(*gradients, reconstruction, image, from_logits, valid_size)
+    if needed[1]:  # both results depend on I_r - I_o alone
+        rebuilt = (reconstruction.to(image.dtype).sigmoid() if from_logits else reconstruction).to(image.dtype)
+        grad_image = -backward(*gradients, rebuilt, image, False, valid_size)
+    return grad_reconstruction, grad_image
+
+
+@register_fake("_reconstruction_difference_backward")
+def _(
+    grad_difference: Tensor | None,
+    grad_mse: Tensor | None,
+    reconstruction: Tensor,
+    image: Tensor,
+    from_logits: bool,
+    valid_size: Tensor | None,
+) -> Tensor:
+    return empty_like(reconstruction)
+
+
+register_once_differentiable("_reconstruction_difference_backward")
+
+
+def _check(op: str, reconstruction: Tensor, image: Tensor) -> None:
+    check_floating(op, reconstruction=reconstruction, image=image)
+    check_shape(op, "image", image, "[N, C, H, W]", None, None, None, None)
+    shape = list(image.shape)
+    check_shape(op, "reconstruction", reconstruction, f"{shape}, the image's", *shape)
+    half = reconstruction.dtype in (torch.float16, torch.bfloat16)
+    if image.dtype != reconstruction.dtype and not (half and image.dtype == torch.float32):
+        raise TypeError(
+            f"{op}: image must have the reconstruction's dtype {reconstruction.dtype}"
+            f"{' or float32' if half else ''}, got {image.dtype}"
+        )

@@ -1,0 +1,217 @@
+"""Every op of `srtod.ops` in plain PyTorch: the specification.
+
+The compiled ops must agree with these functions; tests and benchmarks import them. They run anywhere PyTorch runs and
+are what `srtod.ops` calls where no compiled op exists. Arithmetic is done in float32 (float64 for float64 inputs)
+whatever the storage type, and each result is rounded once.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .surrogate import resolve_alpha
+
+__all__ = [
+    "channel_reweighting",
+    "dgfe",
+    "difference_map",
+    "filtration",
+    "primitive",
+    "reconstruction_difference",
+    "step",
+    "surrogate_derivative",
+    "valid_mask",
+]
+
+
+def compute_dtype(*dtypes: torch.dtype) -> torch.dtype:
+    """The type that arithmetic is done in: float64 if any input has it, else float32."""
+    return torch.float64 if torch.float64 in dtypes else torch.float32
+
+
+# --- difference map ---------------------------------------------------------------------------------------------------
+
+
+def difference_map(reconstruction: Tensor, image: Tensor, *, from_logits: bool = False) -> Tensor:
+    """`D = mean_channel(abs(I_r - I_o))` (SR-TOD, Eq. 3). See `srtod.ops.difference_map`."""
+    signed = _signed_difference(reconstruction, image, from_logits)
+    return signed.abs().mean(dim=1, keepdim=True).to(torch.promote_types(reconstruction.dtype, image.dtype))
+
+
+def reconstruction_difference(
+    reconstruction: Tensor, image: Tensor, *, from_logits: bool = False, valid_size: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """The difference map and the mean squared error (SR-TOD, Sec. 3.2). See `srtod.ops.reconstruction_difference`."""
+    signed = _signed_difference(reconstruction, image, from_logits)
+    difference = signed.abs().mean(dim=1, keepdim=True).to(torch.promote_types(reconstruction.dtype, image.dtype))
+    if valid_size is None:
+        return difference, signed.square().mean()
+    mask = valid_mask(valid_size, image.shape[2], image.shape[3])
+    count = mask.sum() * image.shape[1]
+    return difference, torch.where(mask, signed.square(), 0).sum() / count
+
+
+def valid_mask(valid_size: Tensor, height: int, width: int) -> Tensor:
+    """Bool `[N, 1, H, W]`: true in the top-left `valid_size[n] = (height, width)` part of an image, not in padding."""
+    size = valid_size.reshape(-1, 2, 1, 1, 1)
+    rows = torch.arange(height, device=valid_size.device).reshape(1, 1, -1, 1)
+    columns = torch.arange(width, device=valid_size.device).reshape(1, 1, 1, -1)
+    return (rows < size[:, 0]) & (columns < size[:, 1])
+
+
+def _signed_difference(reconstruction: Tensor, image: Tensor, from_logits: bool) -> Tensor:
+    dtype = compute_dtype(reconstruction.dtype, image.dtype)
+    reconstruction = reconstruction.to(dtype)
+    if from_logits:
+        reconstruction = reconstruction.sigmoid()
+    return reconstruction - image.to(dtype)
+
+
+# --- filtration -------------------------------------------------------------------------------------------------------
+
+
+def step(u: Tensor) -> Tensor:
+    """`(sign(u) + 1) / 2`: 0 below zero, 1 above, 0.5 at zero, NaN at NaN (SR-TOD, Eq. 4)."""
+    return torch.where(u.isnan(), u, (u.sign() + 1) * 0.5)
+
+
+def primitive(u: Tensor, surrogate: str, alpha: float | None = None) -> Tensor:
+    """The smooth function `g(u)` whose derivative stands in for the step's."""
+    a = resolve_alpha(surrogate, alpha)
+    if surrogate == "none":
+        return torch.zeros_like(u)
+    if surrogate == "ste":
+        return u
+    if surrogate == "sigmoid":
+        return torch.sigmoid(a * u)
+    if surrogate == "atan":
+        return torch.atan(math.pi / 2 * a * u) / math.pi + 0.5
+    if surrogate == "triangle":
+        v = (a * u).clamp(-1, 1)
+        return 0.5 + v - 0.5 * v * v.abs()
+    return (a * u + 0.5).clamp(0, 1)  # rect
+
+
+def surrogate_derivative(u: Tensor, surrogate: str, alpha: float | None = None) -> Tensor:
+    """`g'(u)`, the derivative of `primitive`."""
+    a = resolve_alpha(surrogate, alpha)
+    if surrogate == "none":
+        return torch.zeros_like(u)
+    if surrogate == "ste":
+        return torch.ones_like(u)
+    if surrogate == "sigmoid":
+        s = torch.sigmoid(-a * u.abs())  # symmetric in u; this side keeps the precision of 1 - s
+        return a * s * (1 - s)
+    if surrogate == "atan":
+        return (a / 2) / (1 + (math.pi / 2 * a * u).square())
+    if surrogate == "triangle":
+        return (a - a * a * u.abs()).clamp(min=0)
+    return torch.where(u.abs() < 0.5 / a, a, 0.0).to(u.dtype)  # rect
+
+
+class _SurrogateStep(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, u: Tensor, surrogate: str, alpha: float) -> Tensor:  # type: ignore[no-untyped-def]
+        ctx.save_for_backward(u)
+        ctx.surrogate, ctx.alpha = surrogate, alpha
+        return step(u)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[no-untyped-def]
+        (u,) = ctx.saved_tensors
+        return grad * surrogate_derivative(u, ctx.surrogate, ctx.alpha), None, None
+
+
+def filtration(
+    difference: Tensor,
+    threshold: Tensor,
+    size: tuple[int, int],
+    *,
+    resize: str = "nearest",
+    surrogate: str = "sigmoid",
+    alpha: float | None = None,
+) -> Tensor:
+    """`Resize((sign(D - t) + 1) / 2) + 1` (SR-TOD, Eq. 4). See `srtod.ops.filtration`."""
+    return _filter(difference, threshold, size, resize, surrogate, alpha).to(difference.dtype)
+
+
+def _filter(
+    difference: Tensor, threshold: Tensor, size: tuple[int, int], resize: str, surrogate: str, alpha: float | None
+) -> Tensor:
+    alpha = resolve_alpha(surrogate, alpha)
+    dtype = compute_dtype(difference.dtype)
+    d, t = difference.to(dtype), threshold.to(dtype)
+    if resize == "nearest":  # commutes with the step: look only at the pixels that are kept
+        u = _nearest(d, size) - t
+    elif resize == "max":  # the step is monotonic, so the greatest of the steps is the step of the greatest difference
+        u = F.adaptive_max_pool2d(d, size) - t
+    else:
+        u = d - t
+    binary: Tensor = _SurrogateStep.apply(u, surrogate, alpha)
+    if resize == "area":
+        binary = F.adaptive_avg_pool2d(binary, size)
+    elif resize == "bilinear":
+        binary = F.interpolate(binary, size=size, mode="bilinear", align_corners=False)
+    return binary + 1
+
+
+def nearest_index(output_size: int, input_size: int, device: torch.device | None = None) -> Tensor:
+    """Source index of each output position under `F.interpolate(mode="nearest")`: float32 scale, floor, clamp."""
+    # Python's float division is float64; PyTorch's scale is a float32 division, which rounds once.
+    scale = torch.tensor(input_size, dtype=torch.float32, device=device) / max(output_size, 1)
+    index = (torch.arange(output_size, dtype=torch.float32, device=device) * scale).long()
+    return index.clamp(max=input_size - 1)
+
+
+def _nearest(x: Tensor, size: tuple[int, int]) -> Tensor:
+    if x.dtype == torch.float64:  # F.interpolate would take a float64 scale, and now and then another pixel
+        rows = nearest_index(size[0], x.shape[2], x.device)
+        columns = nearest_index(size[1], x.shape[3], x.device)
+        return x[:, :, rows][:, :, :, columns]
+    return F.interpolate(x, size=size, mode="nearest")
+
+
+# --- channel reweighting and DGFE -------------------------------------------------------------------------------------
+
+
+def channel_reweighting(features: Tensor, weight1: Tensor, bias1: Tensor, weight2: Tensor, bias2: Tensor) -> Tensor:
+    """`sigmoid(MLP(avgpool(P2)) + MLP(maxpool(P2)))` (SR-TOD, Eq. 5). See `srtod.ops.channel_reweighting`."""
+    return _channel_weight(features, weight1, bias1, weight2, bias2).to(features.dtype)
+
+
+def _channel_weight(features: Tensor, weight1: Tensor, bias1: Tensor, weight2: Tensor, bias2: Tensor) -> Tensor:
+    dtype = compute_dtype(features.dtype)
+    x = features.to(dtype)
+    average = F.adaptive_avg_pool2d(x, 1).flatten(1)
+    maximum = F.adaptive_max_pool2d(x, 1).flatten(1)
+    w1, b1, w2, b2 = (p.to(dtype) for p in (weight1, bias1, weight2, bias2))
+
+    def mlp(v: Tensor) -> Tensor:
+        return F.linear(F.linear(v, w1, b1).relu(), w2, b2)
+
+    return (mlp(average) + mlp(maximum)).sigmoid()[:, :, None, None]
+
+
+def dgfe(
+    features: Tensor,
+    difference: Tensor,
+    threshold: Tensor,
+    weight1: Tensor,
+    bias1: Tensor,
+    weight2: Tensor,
+    bias2: Tensor,
+    *,
+    resize: str = "nearest",
+    surrogate: str = "sigmoid",
+    alpha: float | None = None,
+) -> Tensor:
+    """`Reweighting(P2) * Filtration(D) * P2` (SR-TOD, Eq. 6). See `srtod.ops.dgfe`."""
+    dtype = compute_dtype(features.dtype)
+    weight = _channel_weight(features, weight1, bias1, weight2, bias2)
+    size = (features.shape[2], features.shape[3])
+    filter_ = _filter(difference, threshold, size, resize, surrogate, alpha).to(dtype)
+    return (features.to(dtype) * (weight * filter_)).to(features.dtype)
