@@ -1,0 +1,175 @@
+"""Backbones: torchvision classifiers that return C2-C5, the last maps of their stages at strides 4, 8, 16 and 32."""
+
+from __future__ import annotations
+
+import pickle
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+from pathlib import Path
+
+import torch
+import torchvision
+from torch import Tensor, nn
+
+__all__ = ["BACKBONES", "Backbone", "build_backbone"]
+
+NORMS = ("frozen_batch", "batch", "group")
+
+
+class Backbone(nn.Module):
+    """A stem and four stages, some of which may be frozen.
+
+    Args:
+        layers: the stem (stride 4 together with the first stage) and the four stages, each doubling the stride.
+        channels: channels of C2 to C5.
+        trainable_layers: how many of the five layers, from the last backwards, are trained; the others are frozen.
+        freeze_statistics: whether batch norms keep their running statistics even in training mode.
+    """
+
+    def __init__(
+        self, layers: Sequence[nn.Module], channels: Sequence[int], trainable_layers: int, freeze_statistics: bool
+    ) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(layers)
+        self.channels = tuple(channels)
+        self.frozen_layers = len(layers) - trainable_layers
+        self.freeze_statistics = freeze_statistics
+        for layer in self.layers[: self.frozen_layers]:
+            layer.requires_grad_(False)
+        self.train(self.training)
+
+    def forward(self, x: Tensor) -> OrderedDict[str, Tensor]:
+        """Maps the normalised batch `[N, 3, H, W]` to C2-C5: "c2" `[N, channels[0], H/4, W/4]` to "c5"."""
+        maps = OrderedDict()
+        for index, layer in enumerate(self.layers, start=1):
+            x = layer(x)
+            maps[f"c{index}"] = x
+        del maps["c1"]
+        return maps
+
+    def train(self, mode: bool = True) -> Backbone:
+        """Sets the mode, but leaves frozen layers and frozen batch norms in evaluation mode."""
+        super().train(mode)
+        for layer in self.layers[: self.frozen_layers]:
+            layer.eval()
+        if self.freeze_statistics:
+            for module in self.modules():
+                if isinstance(module, nn.BatchNorm2d):
+                    module.eval()
+        return self
+
+
+def build_backbone(
+    name: str = "resnet50",
+    *,
+    weights: str | Path | None = None,
+    trainable_layers: int | None = None,
+    norm: str | None = None,
+) -> Backbone:
+    """Builds a backbone by name.
+
+    Args:
+        name: one of `BACKBONES`.
+        weights: name of torchvision's weights ("IMAGENET1K_V1", "DEFAULT"), which are downloaded, or the path of a file
+            with the state dict of the torchvision classifier; None starts from random weights.
+        trainable_layers: how many of the layers (stem, stage 1 to 4), from the last backwards, are trained. Default: 3
+            with weights, as the paper (stem and first stage frozen), and all 5 without.
+        norm: "frozen_batch": batch norm with fixed statistics and trained scale and shift, as the paper; "batch";
+            "group": group norm with 8 channels a group. Default: "frozen_batch" with weights, "batch" without.
+
+    Raises:
+        ValueError: if an option is out of its range, or the weights do not fit the backbone.
+        ConnectionError: if the weights cannot be downloaded.
+    """
+    if name not in BACKBONES:
+        raise ValueError(f"unknown backbone {name!r}; choose one of {', '.join(BACKBONES)}")
+    if trainable_layers is None:
+        trainable_layers = 5 if weights is None else 3
+    if not 0 <= trainable_layers <= 5:
+        raise ValueError(f"trainable_layers must lie in 0 to 5 (stem and four stages), got {trainable_layers}")
+    if norm is None:
+        norm = "batch" if weights is None else "frozen_batch"
+    if norm not in NORMS:
+        raise ValueError(f"unknown norm {norm!r}; choose one of {', '.join(NORMS)}")
+    if norm == "group" and weights is not None:
+        raise ValueError("torchvision's weights are made for batch norm; use norm='frozen_batch' or norm='batch'")
+    norm_layer = _group_norm if norm == "group" else nn.BatchNorm2d
+    model = torchvision.models.get_model(name, weights=None, norm_layer=norm_layer)
+    if weights is not None:
+        _load_classifier(model, name, _state_dict(name, weights))
+    layers, channels = BACKBONES[name](model)
+    return Backbone(layers, channels, trainable_layers, freeze_statistics=norm == "frozen_batch")
+
+
+def _group_norm(channels: int) -> nn.GroupNorm:
+    return nn.GroupNorm(channels // 8, channels)
+
+
+def _resnet(model: torchvision.models.ResNet) -> tuple[list[nn.Module], list[int]]:
+    stem = nn.Sequential(model.conv1, model.bn1, model.relu, model.maxpool)
+    channels = [model.fc.in_features // 2**halvings for halvings in (3, 2, 1, 0)]
+    return [stem, model.layer1, model.layer2, model.layer3, model.layer4], channels
+
+
+def _mobilenet_v2(model: torchvision.models.MobileNetV2) -> tuple[list[nn.Module], list[int]]:
+    bounds = [0, 2, 4, 7, 14, 18]  # the blocks of stride 2 open the stages; the 1280-channel convolution is left out
+    layers = [model.features[start:end] for start, end in pairwise(bounds)]
+    return layers, [layer[-1].out_channels for layer in layers[1:]]
+
+
+BACKBONES: dict[str, Callable[[nn.Module], tuple[list[nn.Module], list[int]]]] = {
+    "resnet18": _resnet,
+    "resnet34": _resnet,
+    "resnet50": _resnet,
+    "resnet101": _resnet,
+    "resnet152": _resnet,
+    "mobilenet_v2": _mobilenet_v2,
+}
+
+
+def _state_dict(name: str, weights: str | Path) -> dict[str, Tensor]:
+    """The classifier's state dict from torchvision's weights of that name, or from a file."""
+    known = torchvision.models.get_model_weights(name)
+    if str(weights) in known.__members__:
+        chosen = known[str(weights)]
+        try:
+            return chosen.get_state_dict(progress=False, check_hash=True)
+        except (OSError, RuntimeError) as error:
+            raise ConnectionError(
+                f"the weights {weights} of {name} could not be downloaded ({error}); fetch {chosen.url} on a "
+                f"machine that can, and pass the path of the file as weights"
+            ) from error
+    path = Path(weights).expanduser()
+    if not path.is_file():
+        raise ValueError(
+            f"weights={str(weights)!r} is neither a file nor one of torchvision's weights of {name}: "
+            f"{', '.join(known.__members__)}"
+        )
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, pickle.UnpicklingError, EOFError, ValueError) as error:
+        raise ValueError(f"{path} is not a readable weights file ({_first_line(error)})") from error
+    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise ValueError(f"{path} must hold the state dict of torchvision's {name}, a dictionary of tensors")
+    return state
+
+
+def _load_classifier(model: nn.Module, name: str, state: dict[str, Tensor]) -> None:
+    """Loads everything but the classification layer, whose number of classes is of no matter here."""
+    classifier = ("fc.", "classifier.")
+    state = {key: value for key, value in state.items() if not key.startswith(classifier)}
+    try:
+        missing, unexpected = model.load_state_dict(state, strict=False)
+    except RuntimeError as error:
+        raise ValueError(f"the weights do not fit {name}: {str(error).strip().splitlines()[-1].strip()}") from error
+    missing = [key for key in missing if not key.startswith(classifier)]
+    if missing or unexpected:
+        raise ValueError(
+            f"the weights do not fit {name}: {len(missing)} keys missing {missing[:3]}, {len(unexpected)} unexpected "
+            f"{unexpected[:3]}; pass the state dict of torchvision's {name}"
+        )
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]

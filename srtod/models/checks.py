@@ -1,0 +1,108 @@
+"""What the models ask of images and targets, each with one clear sentence when it is not so."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+__all__ = ["check_images", "check_targets", "check_unit_range"]
+
+
+def check_unit_range(image: Tensor, name: str) -> None:
+    """Checks that an image lies in [0, 1].
+
+    Done on the CPU only: on an accelerator the answer would stall the queue, and a traced graph cannot ask.
+
+    Raises:
+        ValueError: if a value lies outside [0, 1] or is not finite.
+    """
+    if image.device.type != "cpu" or image.numel() == 0 or torch.compiler.is_compiling():
+        return
+    low, high = (float(bound) for bound in image.detach().aminmax())
+    if not (low >= -1e-3 and high <= 1 + 1e-3):  # resampling may overshoot a little; written so that NaN fails
+        raise ValueError(
+            f"{name} must be un-normalised, with values in [0, 1], got values from {low:.4g} to {high:.4g}; "
+            f"divide 8-bit values by 255 and leave the normalisation to the detector"
+        )
+
+
+def check_images(images: Sequence[Tensor]) -> None:
+    """Checks RGB images `[3, H, W]` with floating-point values in [0, 1].
+
+    Raises:
+        TypeError: if an image is not a floating-point tensor.
+        ValueError: if the list is empty, or an image has another shape, no pixels or values outside [0, 1].
+    """
+    if len(images) == 0:
+        raise ValueError("images is empty; give at least one image [3, H, W]")
+    for index, image in enumerate(images):
+        if not isinstance(image, Tensor) or not image.is_floating_point():
+            found = image.dtype if isinstance(image, Tensor) else type(image).__name__
+            raise TypeError(
+                f"images[{index}] must be a floating-point tensor with values in [0, 1], got {found}; convert it with "
+                f"torchvision.transforms.v2.functional.to_dtype(image, torch.float32, scale=True)"
+            )
+        if image.dim() != 3 or image.shape[0] != 3 or image.numel() == 0:
+            raise ValueError(
+                f"images[{index}] must be an RGB image [3, H, W] with at least one pixel, got {list(image.shape)}"
+            )
+        check_unit_range(image, f"images[{index}]")
+
+
+def check_targets(targets: Sequence[dict[str, Any]] | None, images: Sequence[Tensor], num_classes: int) -> None:
+    """Checks the ground truth of a training batch.
+
+    Args:
+        targets: one dictionary an image: `boxes` `[M, 4]`, (x1, y1, x2, y2) in pixels of the image, floating-point, and
+            `labels` `[M]`, int64, from 1 to `num_classes - 1`.
+        images: the images of the batch.
+        num_classes: number of classes, background included.
+
+    Raises:
+        TypeError: if an entry has the wrong type.
+        ValueError: if an entry is missing, or has the wrong shape or values.
+    """
+    if targets is None:
+        raise ValueError("targets are needed in training mode; for detections call model.eval() first")
+    if len(targets) != len(images):
+        raise ValueError(f"there must be one target per image, got {len(targets)} targets for {len(images)} images")
+    for index, target in enumerate(targets):
+        missing = [key for key in ("boxes", "labels") if key not in target]
+        if missing:
+            raise ValueError(f"targets[{index}] must have the keys 'boxes' and 'labels', missing: {missing}")
+        _check_target(target["boxes"], target["labels"], f"targets[{index}]", num_classes)
+
+
+def _check_target(boxes: Any, labels: Any, name: str, num_classes: int) -> None:
+    if not isinstance(boxes, Tensor) or not boxes.is_floating_point():
+        found = boxes.dtype if isinstance(boxes, Tensor) else type(boxes).__name__
+        raise TypeError(f"{name}['boxes'] must be a floating-point tensor, got {found}")
+    if not isinstance(labels, Tensor) or labels.dtype != torch.int64:
+        found = labels.dtype if isinstance(labels, Tensor) else type(labels).__name__
+        raise TypeError(f"{name}['labels'] must be an int64 tensor, got {found}")
+    if boxes.dim() != 2 or boxes.shape[1] != 4:
+        raise ValueError(
+            f"{name}['boxes'] must have shape [M, 4], got {list(boxes.shape)}; without objects use torch.zeros(0, 4)"
+        )
+    if labels.shape != boxes.shape[:1]:
+        raise ValueError(
+            f"{name} must have one label per box, got {len(boxes)} boxes and labels of shape {list(labels.shape)}"
+        )
+    good_box = boxes.isfinite().all(dim=1) & (boxes[:, 2:] > boxes[:, :2]).all(dim=1)
+    good_label = (labels >= 1) & (labels < num_classes)
+    if bool((good_box & good_label).all()):  # one question to the device instead of two
+        return
+    if not bool(good_box.all()):
+        first = int((~good_box).nonzero()[0])
+        raise ValueError(
+            f"{name}['boxes'][{first}] must be finite with x1 < x2 and y1 < y2, got {boxes[first].tolist()}; "
+            f"drop such boxes from the data"
+        )
+    first = int((~good_label).nonzero()[0])
+    raise ValueError(
+        f"{name}['labels'][{first}] must lie in 1 to {num_classes - 1}, got {int(labels[first])}; "
+        f"0 is the background, which num_classes={num_classes} counts"
+    )

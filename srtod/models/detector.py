@@ -1,0 +1,131 @@
+"""The street every detector shares: transform, backbone, neck, self-reconstruction, head."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from .checks import check_images, check_targets
+from .self_reconstruction import SelfReconstruction
+from .transform import DetectionTransform
+
+__all__ = ["Detector", "ImageReconstruction"]
+
+
+class ImageReconstruction(NamedTuple):
+    """The self-reconstruction of one image, without padding, at the size the detector works at.
+
+    Attributes:
+        image: the image in [0, 1], `[3, h, w]`.
+        reconstruction: the reconstruction in [0, 1], `[3, h, w]`.
+        difference: the difference map in [0, 1], `[1, h, w]`.
+        filter: the filter on the pyramid level, values 1 to 2, `[1, ceil(h / stride), ceil(w / stride)]`.
+    """
+
+    image: Tensor
+    reconstruction: Tensor
+    difference: Tensor
+    filter: Tensor
+
+
+class Detector(nn.Module):
+    """A detector with torchvision's calling convention, made of exchangeable parts.
+
+        losses = detector(images, targets)      # training mode: a dictionary of losses, to be summed
+        detections = detector(images)           # evaluation mode: one {"boxes", "labels", "scores"} an image
+
+    Args:
+        transform: makes the batch and maps detections back to the images' own pixels.
+        backbone: maps the normalised batch `[N, 3, H, W]` to its feature maps.
+        neck: maps those to the feature pyramid, an ordered dictionary with the finest level first.
+        head: `head(batch, features, targets) -> (detections, losses)`, see `srtod.models.heads`.
+        num_classes: number of classes, background included.
+        self_reconstruction: enhances the finest level of the pyramid; None for the plain detector.
+    """
+
+    def __init__(
+        self,
+        transform: DetectionTransform,
+        backbone: nn.Module,
+        neck: nn.Module,
+        head: nn.Module,
+        num_classes: int,
+        self_reconstruction: SelfReconstruction | None = None,
+    ) -> None:
+        super().__init__()
+        self.transform = transform
+        self.backbone = backbone
+        self.neck = neck
+        self.head = head
+        self.num_classes = num_classes
+        self.self_reconstruction = self_reconstruction
+
+    def forward(
+        self, images: Sequence[Tensor], targets: Sequence[dict[str, Tensor]] | None = None
+    ) -> dict[str, Tensor] | list[dict[str, Tensor]]:
+        """Computes losses in training mode and detections otherwise.
+
+        Args:
+            images: RGB images `[3, h, w]`, floating-point values in [0, 1], not normalised; sizes may differ.
+            targets: needed in training mode: one dictionary an image with `boxes` `[M, 4]`, (x1, y1, x2, y2) in pixels
+                of the image, and `labels` `[M]`, int64, 1 to `num_classes - 1`. M may be 0.
+
+        Returns:
+            In training mode the losses, `[]` each; self-reconstruction adds `loss_reconstruction`. Otherwise one
+            dictionary an image, best first: `boxes` `[K, 4]` in pixels of the image, `labels` `[K]` and `scores` `[K]`
+            in [0, 1].
+
+        Raises:
+            TypeError: if an image or a target has the wrong type.
+            ValueError: if an image or a target has the wrong shape or values, or targets are missing in training.
+        """
+        check_images(images)
+        if self.training:
+            check_targets(targets, images, self.num_classes)
+        batch, pixels, targets = self.transform(images, targets if self.training else None)
+        features = self.neck(self.backbone(batch.tensors))
+        reconstruction_loss = {}
+        if self.self_reconstruction is not None:
+            finest = next(iter(features))
+            features[finest], output = self.self_reconstruction(features[finest], pixels, batch.image_sizes)
+            reconstruction_loss["loss_reconstruction"] = output.loss
+        detections, losses = self.head(batch, features, targets)
+        if self.training:
+            return losses | reconstruction_loss
+        return self.transform.postprocess(detections, batch.image_sizes, [image.shape[-2:] for image in images])
+
+    @torch.no_grad()
+    def reconstruct(self, images: Sequence[Tensor]) -> list[ImageReconstruction]:
+        """The self-reconstruction of each image, for pictures and logs.
+
+        Args:
+            images: as in `forward`.
+
+        Raises:
+            RuntimeError: if the detector has no self-reconstruction, or is in training mode.
+            TypeError, ValueError: as `forward`.
+        """
+        if self.self_reconstruction is None:
+            raise RuntimeError("this detector was built with self_reconstruction=False and reconstructs nothing")
+        if self.training:
+            raise RuntimeError("reconstruct works in evaluation mode; call eval() first")
+        check_images(images)
+        batch, pixels, _ = self.transform(images)
+        features = next(iter(self.neck(self.backbone(batch.tensors)).values()))
+        size = (features.shape[-2], features.shape[-1])
+        _, output = self.self_reconstruction(features, pixels, batch.image_sizes)
+        reconstructions = output.reconstruction
+        filters = self.self_reconstruction.filter(output.difference, size)
+        stride = self.self_reconstruction.reconstruction_head.scale
+        return [
+            ImageReconstruction(
+                image=pixels[index, :, :height, :width],
+                reconstruction=reconstructions[index, :, :height, :width],
+                difference=output.difference[index, :, :height, :width],
+                filter=filters[index, :, : -(-height // stride), : -(-width // stride)],
+            )
+            for index, (height, width) in enumerate(batch.image_sizes)
+        ]

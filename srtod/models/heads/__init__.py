@@ -1,0 +1,14 @@
+"""Detection heads, exchangeable parts of `srtod.models.Detector`.
+
+Every head is a module `head(batch, features, targets) -> (detections, losses)`:
+
+- `batch`: torchvision's `ImageList`, the normalised batch with the sizes of its images;
+- `features`: the pyramid, an ordered dictionary of `[N, C, h, w]`, finest level first;
+- `targets`: in training one dictionary an image with `boxes` and `labels` in pixels of the batch, else None;
+- `detections`: in evaluation one {"boxes", "labels", "scores"} an image, else an empty list;
+- `losses`: in training a dictionary of losses `[]`, else an empty dictionary.
+"""
+
+from .two_stage import TwoStageHead
+
+__all__ = ["TwoStageHead"]

@@ -1,0 +1,153 @@
+"""Backbones and neck: maps, freezing, weights."""
+
+import os
+from pathlib import Path
+from urllib.error import URLError
+
+import pytest
+import torch
+import torchvision
+from torch import nn
+
+from srtod.models import BACKBONES, FPN, build_backbone
+
+
+@pytest.fixture(scope="module")
+def mobilenet_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.manual_seed(3)
+    path = tmp_path_factory.mktemp("weights") / "mobilenet_v2.pth"
+    model = torchvision.models.mobilenet_v2(weights=None, num_classes=7)
+    model(torch.randn(2, 3, 64, 64))  # gives the batch norms statistics of their own
+    torch.save(model.state_dict(), path)
+    return path
+
+
+@pytest.mark.parametrize("name", ["resnet18", "resnet50", "mobilenet_v2"])
+def test_maps_have_their_strides_and_channels(name: str) -> None:
+    backbone = build_backbone(name).eval()
+    with torch.no_grad():
+        maps = backbone(torch.randn(1, 3, 64, 96))
+    assert list(maps) == ["c2", "c3", "c4", "c5"]
+    for stride, channels, level in zip((4, 8, 16, 32), backbone.channels, maps.values(), strict=True):
+        assert level.shape == (1, channels, 64 // stride, 96 // stride)
+
+
+def test_maps_are_the_classifiers() -> None:
+    torch.manual_seed(0)
+    backbone = build_backbone("resnet18", norm="batch").eval()
+    torch.manual_seed(0)
+    model = torchvision.models.resnet18(weights=None).eval()
+    model.avgpool, model.fc = nn.Identity(), nn.Identity()
+    image = torch.randn(1, 3, 64, 64)
+    assert torch.equal(backbone(image)["c5"].flatten(1), model(image))
+
+
+def test_pyramid() -> None:
+    neck = FPN((24, 32, 96, 320), channels=16)
+    maps = {f"c{i + 2}": torch.randn(1, c, 32 >> i, 48 >> i) for i, c in enumerate((24, 32, 96, 320))}
+    levels = neck(maps)
+    assert {name: tuple(level.shape[1:]) for name, level in levels.items()} == {
+        "p2": (16, 32, 48),
+        "p3": (16, 16, 24),
+        "p4": (16, 8, 12),
+        "p5": (16, 4, 6),
+        "p6": (16, 2, 3),
+    }
+    assert next(iter(levels)) == "p2"
+
+
+def batch_norms(module: nn.Module) -> list[nn.BatchNorm2d]:
+    return [m for m in module.modules() if isinstance(m, nn.BatchNorm2d)]
+
+
+def test_without_weights_everything_learns() -> None:
+    backbone = build_backbone("mobilenet_v2").train()
+    assert all(parameter.requires_grad for parameter in backbone.parameters())
+    assert all(norm.training for norm in batch_norms(backbone))
+
+
+def test_with_weights_stem_stage_one_and_statistics_are_frozen(mobilenet_file: Path) -> None:
+    backbone = build_backbone("mobilenet_v2", weights=mobilenet_file).train()
+    assert backbone.training
+    assert not any(norm.training for norm in batch_norms(backbone))
+    before = {name: buffer.clone() for name, buffer in backbone.named_buffers()}
+    backbone(torch.randn(2, 3, 64, 64))["c5"].mean().backward()
+    assert all(torch.equal(buffer, before[name]) for name, buffer in backbone.named_buffers())
+    frozen = [name for name, parameter in backbone.named_parameters() if parameter.grad is None]
+    assert {name.split(".")[1] for name in frozen} == {"0", "1"}
+    learned = [name for name, parameter in backbone.named_parameters() if parameter.grad is not None]
+    assert {name.split(".")[1] for name in learned} == {"2", "3", "4"}
+
+
+def test_options_override_the_defaults(mobilenet_file: Path) -> None:
+    backbone = build_backbone("mobilenet_v2", weights=str(mobilenet_file), trainable_layers=5, norm="batch").train()
+    assert all(parameter.requires_grad for parameter in backbone.parameters())
+    assert all(norm.training for norm in batch_norms(backbone))
+    frozen = build_backbone("mobilenet_v2", trainable_layers=0)
+    assert not any(parameter.requires_grad for parameter in frozen.parameters())
+    assert not any(norm.training for norm in batch_norms(frozen.train()))
+    group = build_backbone("mobilenet_v2", norm="group")
+    assert not batch_norms(group)
+    assert group(torch.randn(1, 3, 32, 32))["c5"].shape == (1, 320, 1, 1)
+
+
+def test_weights_from_a_file(mobilenet_file: Path) -> None:
+    state = torch.load(mobilenet_file, weights_only=True)
+    backbone = build_backbone("mobilenet_v2", weights=mobilenet_file)
+    assert torch.equal(backbone.layers[0][0][0].weight, state["features.0.0.weight"])
+    assert torch.equal(backbone.layers[4][3].conv[3].running_mean, state["features.17.conv.3.running_mean"])
+
+
+def test_torchvision_file() -> None:
+    data = os.environ.get("SRTOD_DATA")
+    path = Path(data or ".").parent / "weights" / "mobilenet_v2-b0353104.pth"
+    if not data or not path.is_file():
+        pytest.skip("set SRTOD_DATA to a data folder with ../weights/mobilenet_v2-b0353104.pth beside it")
+    backbone = build_backbone("mobilenet_v2", weights=path)
+    assert backbone(torch.zeros(1, 3, 64, 64))["c2"].shape == (1, 24, 16, 16)
+
+
+def test_misfit_weights(tmp_path: Path, mobilenet_file: Path) -> None:
+    with pytest.raises(ValueError, match=r"do not fit resnet18: \d+ keys missing .*unexpected"):
+        build_backbone("resnet18", weights=mobilenet_file)
+    state = torch.load(mobilenet_file, weights_only=True)
+    state["features.0.0.weight"] = state["features.0.0.weight"][:16]
+    torch.save(state, tmp_path / "narrow.pth")
+    with pytest.raises(ValueError, match=r"do not fit mobilenet_v2: size mismatch for features\.0\.0\.weight"):
+        build_backbone("mobilenet_v2", weights=tmp_path / "narrow.pth")
+
+
+def test_unreadable_weights(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="neither a file nor one of torchvision's weights of resnet50: IMAGENET1K_V1"):
+        build_backbone("resnet50", weights="no_such_weights.pth")
+    broken = tmp_path / "broken.pth"
+    for content in (b"", b"not a checkpoint at all", b"PK\x03\x04 truncated"):
+        broken.write_bytes(content)
+        with pytest.raises(ValueError, match=r"broken\.pth is not a readable weights file"):
+            build_backbone("mobilenet_v2", weights=broken)
+    torch.save({"epoch": 3}, broken)
+    with pytest.raises(ValueError, match="must hold the state dict of torchvision's mobilenet_v2"):
+        build_backbone("mobilenet_v2", weights=broken)
+
+
+def test_failed_download_says_how_to_pass_a_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(self: object, *args: object, **kwargs: object) -> None:
+        raise URLError("no route to host")
+
+    monkeypatch.setattr(torchvision.models.WeightsEnum, "get_state_dict", fail)
+    with pytest.raises(ConnectionError, match=r"fetch https://\S+/resnet18-\S+\.pth .* pass the path of the file"):
+        build_backbone("resnet18", weights="IMAGENET1K_V1")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"name": "vgg"}, f"unknown backbone 'vgg'; choose one of {', '.join(BACKBONES)}"),
+        ({"name": "resnet18", "trainable_layers": 6}, "trainable_layers must lie in 0 to 5"),
+        ({"name": "resnet18", "norm": "layer"}, "unknown norm 'layer'"),
+        ({"name": "resnet18", "norm": "group", "weights": "DEFAULT"}, "made for batch norm"),
+    ],
+)
+def test_bad_options(options: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        build_backbone(**options)  # type: ignore[arg-type]
