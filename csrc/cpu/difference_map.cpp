@@ -9,92 +9,202 @@ namespace srtod {
 namespace {
 
 constexpr const char* kOp = "difference_map";
-constexpr int64_t kPixelTile = 512;
+constexpr int64_t kPixelTile =
+    512;  // pixels of a row handled at a time: all channels of a tile fit the first-level cache
 
-template <class A>
-SRTOD_CLONES void sigmoid_row(const A* x, int64_t n, A* y) {
-#pragma omp simd
-  for (int64_t i = 0; i < n; ++i) y[i] = sigmoid(x[i]);
+template <bool from_logits, class A>
+SRTOD_HOST_DEVICE A value_in_unit_range(A x) {
+  return from_logits ? sigmoid(x) : x;
 }
 
-// absolute += |r - i|; returns the sum of (r - i)^2 over the first `valid` pixels
-template <class A>
-SRTOD_CLONES A accumulate_row(const A* __restrict r, const A* __restrict image, int64_t n, int64_t valid,
-                              A* __restrict absolute) {
-  A sum = 0;
-#pragma omp simd reduction(+ : sum)
-  for (int64_t i = 0; i < valid; ++i) {
-    const A d = r[i] - image[i];
-    absolute[i] += d < A(0) ? -d : d;
-    sum += d * d;
-  }
-#pragma omp simd
-  for (int64_t i = valid; i < n; ++i) {
-    const A d = r[i] - image[i];
-    absolute[i] += d < A(0) ? -d : d;
-  }
-  return sum;
+template <bool from_logits, class A>
+SRTOD_HOST_DEVICE A signed_difference(A x, A image) {
+  return value_in_unit_range<from_logits>(x) - image;
 }
 
 template <class A>
-SRTOD_CLONES void multiply_row(A* x, A factor, int64_t n) {
-#pragma omp simd
-  for (int64_t i = 0; i < n; ++i) x[i] *= factor;
+SRTOD_HOST_DEVICE A absolute(A x) {
+  return x < A(0) ? -x : x;
 }
 
-// grad = dL/dr, times dr/dlogit = r (1 - r) where r came from logits
-template <class A>
-SRTOD_CLONES void gradient_row(const A* __restrict r, const A* __restrict image, const A* __restrict grad_absolute,
-                               A squared, int64_t n, int64_t valid, bool from_logits, A* __restrict grad) {
-#pragma omp simd
+// mean = mean_c |r - image|; returns the sum of (r - image)^2. RGB, all channels in one loop: as fast as memory allows.
+template <bool from_logits, class A>
+SRTOD_CLONES A difference_row_rgb(const A* const* r, const A* const* image, int64_t n, A* __restrict mean) {
+  const A *r0 = r[0], *r1 = r[1], *r2 = r[2], *image0 = image[0], *image1 = image[1], *image2 = image[2];
+  A squares = 0;
+#pragma omp simd simdlen(64 / sizeof(A)) reduction(+ : squares)
   for (int64_t i = 0; i < n; ++i) {
-    const A value = reconstruction_gradient(r[i] - image[i], grad_absolute[i], i < valid ? squared : A(0));
-    grad[i] = from_logits ? value * (r[i] * (A(1) - r[i])) : value;
+    const A d0 = signed_difference<from_logits>(r0[i], image0[i]);
+    const A d1 = signed_difference<from_logits>(r1[i], image1[i]);
+    const A d2 = signed_difference<from_logits>(r2[i], image2[i]);
+    mean[i] = (absolute(d0) + absolute(d1) + absolute(d2)) * A(1.0 / 3.0);
+    squares += d0 * d0 + d1 * d1 + d2 * d2;
+  }
+  return squares;
+}
+
+// The same for any number of channels.
+template <bool from_logits, class A>
+A difference_row(const A* const* r, const A* const* image, int64_t channels, int64_t n, A* mean) {
+  if (channels == 3) return difference_row_rgb<from_logits>(r, image, n, mean);
+  A squares = 0;
+  for (int64_t i = 0; i < n; ++i) {
+    A sum = 0;
+    for (int64_t c = 0; c < channels; ++c) {
+      const A d = signed_difference<from_logits>(r[c][i], image[c][i]);
+      sum += absolute(d);
+      squares += d * d;
+    }
+    mean[i] = sum / static_cast<A>(channels);
+  }
+  return squares;
+}
+
+// grad = dL/dr of one channel from dL/dD / C and 2 dL/dmse / count, times dr/dlogit = r (1 - r) where r is from logits.
+template <bool from_logits, class A>
+SRTOD_HOST_DEVICE A gradient(A x, A image, A absolute, A squared) {
+  const A r = value_in_unit_range<from_logits>(x);
+  const A value = reconstruction_gradient(r - image, absolute, squared);
+  return from_logits ? value * (r * (A(1) - r)) : value;
+}
+
+template <bool from_logits, class A>
+SRTOD_CLONES void gradient_row_rgb(const A* const* x, const A* const* image, const A* __restrict grad_mean, A squared,
+                                   int64_t n, A* const* grad) {
+  const A *x0 = x[0], *x1 = x[1], *x2 = x[2], *image0 = image[0], *image1 = image[1], *image2 = image[2];
+  A* __restrict grad0 = grad[0], * __restrict grad1 = grad[1], * __restrict grad2 = grad[2];
+#pragma omp simd simdlen(64 / sizeof(A))
+  for (int64_t i = 0; i < n; ++i) {
+    const A absolute = grad_mean[i] * A(1.0 / 3.0);
+    grad0[i] = gradient<from_logits>(x0[i], image0[i], absolute, squared);
+    grad1[i] = gradient<from_logits>(x1[i], image1[i], absolute, squared);
+    grad2[i] = gradient<from_logits>(x2[i], image2[i], absolute, squared);
+  }
+}
+
+template <bool from_logits, class A>
+void gradient_row(const A* const* x, const A* const* image, const A* grad_mean, A squared, int64_t channels, int64_t n,
+                  A* const* grad) {
+  if (channels == 3) return gradient_row_rgb<from_logits>(x, image, grad_mean, squared, n, grad);
+  for (int64_t i = 0; i < n; ++i)
+    for (int64_t c = 0; c < channels; ++c)
+      grad[c][i] = gradient<from_logits>(x[c][i], image[c][i], grad_mean[i] / static_cast<A>(channels), squared);
+}
+
+template <class T>
+SRTOD_CLONES void split_rgb(const T* __restrict x, int64_t n, compute_t<T>* __restrict out) {
+#pragma omp simd simdlen(64 / sizeof(compute_t<T>))
+  for (int64_t i = 0; i < n; ++i) {
+    out[i] = widen(x[3 * i]);
+    out[kPixelTile + i] = widen(x[3 * i + 1]);
+    out[2 * kPixelTile + i] = widen(x[3 * i + 2]);
+  }
+}
+
+template <class T>
+SRTOD_CLONES void join_rgb(const compute_t<T>* __restrict x, int64_t n, T* __restrict out) {
+#pragma omp simd simdlen(64 / sizeof(compute_t<T>))
+  for (int64_t i = 0; i < n; ++i) {
+    narrow(x[i], out[3 * i]);
+    narrow(x[kPixelTile + i], out[3 * i + 1]);
+    narrow(x[2 * kPixelTile + i], out[3 * i + 2]);
   }
 }
 
 template <class T>
 struct Image {  // [N, C, H, W] with any strides
   T* data;
-  int64_t stride_n, stride_c, stride_h, stride_w;
+  int64_t channels, stride_n, stride_c, stride_h, stride_w;
 
   T* row(int64_t n, int64_t c, int64_t y, int64_t x) const {
     return data + n * stride_n + c * stride_c + y * stride_h + x * stride_w;
   }
+  bool is_interleaved_rgb() const { return channels == 3 && stride_c == 1 && stride_w == 3; }
 };
-
-template <class T>
-Image<const T> image_of(const Tensor& t) {
-  return {t.const_data_ptr<T>(), t.stride(0), t.stride(1), t.stride(2), t.stride(3)};
-}
 
 struct Size {
   int64_t batch, channels, height, width;
 
   explicit Size(const Tensor& t) : batch(t.size(0)), channels(t.size(1)), height(t.size(2)), width(t.size(3)) {}
+
+  int64_t tiles() const { return batch * height * tiles_of_row(); }
+  int64_t tiles_of_row() const { return (width + kPixelTile - 1) / kPixelTile; }
 };
+
+// Where tile `index` of all `size.tiles()` begins, and how many pixels it has.
+struct Place {
+  int64_t n, y, x, count;
+
+  Place(int64_t index, const Size& size)
+      : n(index / size.tiles_of_row() / size.height),
+        y(index / size.tiles_of_row() % size.height),
+        x(index % size.tiles_of_row() * kPixelTile),
+        count(std::min(kPixelTile, size.width - x)) {}
+};
+
+constexpr int64_t kTilesOfTask = 8;  // the fewest that are worth a thread
+
+// The size of images whose rows follow one another in all tensors is that of one long row: tiles need not end with
+// rows.
+template <class... Images>
+Size as_long_row(const Size& size, const Images&... images) {
+  Size flat = size;
+  if (((images.stride_h == size.width * images.stride_w) && ...)) {
+    flat.width = size.height * size.width;
+    flat.height = 1;
+  }
+  return flat;
+}
+
+// A tile of pixels of all channels, as rows of A: where they are stored, or converted.
+template <class T, class A = compute_t<std::remove_const_t<T>>>
+struct Tile {
+  std::vector<A> scratch;
+  std::vector<const A*> rows;  // of each channel
+
+  explicit Tile(int64_t channels) : scratch(channels * kPixelTile), rows(channels) {}
+
+  void load(const Image<T>& image, const Place& at) {
+    if (image.is_interleaved_rgb()) {
+      split_rgb(image.row(at.n, 0, at.y, at.x), at.count, scratch.data());
+      for (int64_t c = 0; c < 3; ++c) rows[c] = scratch.data() + c * kPixelTile;
+      return;
+    }
+    for (int64_t c = 0; c < image.channels; ++c)
+      rows[c] = load_row(image.row(at.n, c, at.y, at.x), image.stride_w, at.count, scratch.data() + c * kPixelTile);
+  }
+
+  void advance(int64_t pixels) {
+    for (const A*& row : rows) row += pixels;
+  }
+};
+
+template <class T>
+Image<const T> image_of(const Tensor& t) {
+  return {t.const_data_ptr<T>(), t.size(1), t.stride(0), t.stride(1), t.stride(2), t.stride(3)};
+}
 
 // The valid pixels of each image (top-left rectangle), clamped to the image; all of them without `valid_size`.
 struct Valid {
-  std::vector<int64_t> heights, widths;
+  std::vector<int64_t> heights, widths;  // empty if all are valid
   int64_t pixels = 0;
 
-  Valid(const std::optional<Tensor>& valid_size, const Size& size)
-      : heights(size.batch, size.height), widths(size.batch, size.width) {
-    if (valid_size) {
-      const Tensor sizes = in_format(*valid_size, MemoryFormat::Contiguous);
-      const int64_t* data = sizes.const_data_ptr<int64_t>();
-      for (int64_t n = 0; n < size.batch; ++n) {
-        heights[n] = clamp<int64_t>(data[2 * n], 0, size.height);
-        widths[n] = clamp<int64_t>(data[2 * n + 1], 0, size.width);
-      }
+  Valid(const std::optional<Tensor>& valid_size, const Size& size) : pixels(size.batch * size.height * size.width) {
+    if (!valid_size) return;
+    const Tensor sizes = in_format(*valid_size, MemoryFormat::Contiguous);
+    const int64_t* data = sizes.const_data_ptr<int64_t>();
+    pixels = 0;
+    for (int64_t n = 0; n < size.batch; ++n) {
+      heights.push_back(clamp<int64_t>(data[2 * n], 0, size.height));
+      widths.push_back(clamp<int64_t>(data[2 * n + 1], 0, size.width));
+      pixels += heights[n] * widths[n];
     }
-    for (int64_t n = 0; n < size.batch; ++n) pixels += heights[n] * widths[n];
   }
 
-  // How many of the `n` pixels from (y, x) on are valid.
-  int64_t in_row(int64_t image, int64_t y, int64_t x, int64_t n) const {
-    return y < heights[image] ? clamp<int64_t>(widths[image] - x, 0, n) : 0;
+  // How many of a tile's pixels are valid: the first ones.
+  int64_t of(const Place& at) const {
+    if (heights.empty()) return at.count;
+    return at.y < heights[at.n] ? clamp<int64_t>(widths[at.n] - at.x, 0, at.count) : 0;
   }
 };
 
@@ -125,43 +235,34 @@ void check(const Tensor& reconstruction, const Tensor& image, const std::optiona
                     ": expected valid_size int64 [N, 2]");
 }
 
-// The reconstruction's values in [0, 1] of one row of pixels, in `scratch` or where they are stored.
-template <class R, class A = compute_t<R>>
-const A* reconstruction_row(const R* x, int64_t stride, int64_t n, bool from_logits, A* scratch) {
-  const A* row = load_row(x, stride, n, scratch);
-  if (!from_logits) return row;
-  sigmoid_row(row, n, scratch);
-  return scratch;
-}
-
 // Writes the difference map; returns the sum of squares over valid pixels.
-template <class R, class I, class D>
-double forward(const Tensor& reconstruction, const Tensor& image, bool from_logits, const Valid& valid, D* difference) {
+template <bool from_logits, class R, class I>
+double forward(const Tensor& reconstruction, const Tensor& image, const Valid& valid, I* difference) {
   using A = compute_t<R>;
-  const Size size(image);
   const Image<const R> r = image_of<R>(reconstruction);
   const Image<const I> o = image_of<I>(image);
-  std::vector<double> squares(size.batch * size.height);  // a partial sum for each row, added up in order
-  torch::stable::parallel_for(
-      0, size.batch * size.height, std::max<int64_t>(1, 8192 / size.width), [&](int64_t begin, int64_t end) {
-        A scratch_r[kPixelTile], scratch_o[kPixelTile], absolute[kPixelTile];
-        for (int64_t k = begin; k < end; ++k) {
-          const int64_t n = k / size.height, y = k % size.height;
-          double sum = 0;
-          for (int64_t x = 0; x < size.width; x += kPixelTile) {
-            const int64_t count = std::min(kPixelTile, size.width - x), valid_count = valid.in_row(n, y, x, count);
-            std::fill(absolute, absolute + count, A(0));
-            for (int64_t c = 0; c < size.channels; ++c)
-              sum += accumulate_row(reconstruction_row(r.row(n, c, y, x), r.stride_w, count, from_logits, scratch_r),
-                                    load_row(o.row(n, c, y, x), o.stride_w, count, scratch_o), count, valid_count,
-                                    absolute);
-            multiply_row(absolute, A(1) / static_cast<A>(size.channels), count);
-            D* out = difference + k * size.width + x;
-            for (int64_t i = 0; i < count; ++i) narrow(absolute[i], out[i]);
-          }
-          squares[k] = sum;
-        }
-      });
+  const Size size = valid.heights.empty() ? as_long_row(Size(image), r, o) : Size(image);
+  std::vector<double> squares(size.tiles());  // partial sums, added up in order
+  torch::stable::parallel_for(0, size.tiles(), kTilesOfTask, [&](int64_t begin, int64_t end) {
+    Tile<const R> rebuilt(size.channels);
+    Tile<const I> real(size.channels);
+    A scratch[kPixelTile];
+    for (int64_t tile = begin; tile < end; ++tile) {
+      const Place at(tile, size);
+      const int64_t valid_count = valid.of(at);
+      I* destination = difference + (at.n * size.height + at.y) * size.width + at.x;
+      A* mean = row_for_store(destination, scratch);
+      rebuilt.load(r, at);
+      real.load(o, at);
+      squares[tile] =
+          difference_row<from_logits>(rebuilt.rows.data(), real.rows.data(), size.channels, valid_count, mean);
+      rebuilt.advance(valid_count);
+      real.advance(valid_count);  // the padding counts in the map, not in the error
+      difference_row<from_logits>(rebuilt.rows.data(), real.rows.data(), size.channels, at.count - valid_count,
+                                  mean + valid_count);
+      store_row(mean, at.count, destination);
+    }
+  });
   double total = 0;
   for (double s : squares) total += s;
   return total;
@@ -177,7 +278,9 @@ Forward forward(const Tensor& reconstruction, const Tensor& image, bool from_log
   dispatch_images(reconstruction, image, [&](auto r, auto o) {
     using R = decltype(r);
     using I = decltype(o);  // the image's type is the wider one, hence the difference map's
-    out.squares = forward<R, I>(reconstruction, image, from_logits, valid, out.difference.mutable_data_ptr<I>());
+    I* difference = out.difference.mutable_data_ptr<I>();
+    out.squares = from_logits ? forward<true, R>(reconstruction, image, valid, difference)
+                              : forward<false, R>(reconstruction, image, valid, difference);
   });
   return out;
 }
@@ -200,38 +303,58 @@ std::tuple<Tensor, Tensor> reconstruction_difference_cpu(const Tensor& reconstru
   return {out.difference, mse};
 }
 
-template <class R, class I>
+template <bool from_logits, class R, class I>
 void backward(const std::optional<Tensor>& grad_difference, const std::optional<Tensor>& grad_mse,
-              const Tensor& reconstruction, const Tensor& image, bool from_logits, const Valid& valid, Tensor& grad) {
+              const Tensor& reconstruction, const Tensor& image, const Valid& valid, Tensor& grad) {
   using A = compute_t<R>;
-  const Size size(image);
   const Image<const R> r = image_of<R>(reconstruction);
   const Image<const I> o = image_of<I>(image);
+  const Image<R> out{
+      grad.mutable_data_ptr<R>(), grad.size(1), grad.stride(0), grad.stride(1), grad.stride(2), grad.stride(3)};
   const Image<const I> gd = grad_difference ? image_of<I>(*grad_difference) : Image<const I>{};
-  const Image<R> out{grad.mutable_data_ptr<R>(), grad.stride(0), grad.stride(1), grad.stride(2), grad.stride(3)};
+  Size size(image);
+  if (valid.heights.empty()) size = grad_difference ? as_long_row(size, r, o, out, gd) : as_long_row(size, r, o, out);
   const A squared =
       grad_mse ? A(2) * *grad_mse->const_data_ptr<A>() / static_cast<A>(valid.pixels * size.channels) : A(0);
-  torch::stable::parallel_for(
-      0, size.batch * size.height, std::max<int64_t>(1, 8192 / size.width), [&](int64_t begin, int64_t end) {
-        A scratch_r[kPixelTile], scratch_o[kPixelTile], absolute[kPixelTile] = {}, result[kPixelTile];
-        for (int64_t k = begin; k < end; ++k) {
-          const int64_t n = k / size.height, y = k % size.height;
-          for (int64_t x = 0; x < size.width; x += kPixelTile) {
-            const int64_t count = std::min(kPixelTile, size.width - x), valid_count = valid.in_row(n, y, x, count);
-            if (grad_difference) {
-              widen_row(gd.row(n, 0, y, x), gd.stride_w, count, absolute);
-              multiply_row(absolute, A(1) / static_cast<A>(size.channels), count);
-            }
-            for (int64_t c = 0; c < size.channels; ++c) {
-              gradient_row(reconstruction_row(r.row(n, c, y, x), r.stride_w, count, from_logits, scratch_r),
-                           load_row(o.row(n, c, y, x), o.stride_w, count, scratch_o), absolute, squared, count,
-                           valid_count, from_logits, result);
-              R* destination = out.row(n, c, y, x);
-              for (int64_t i = 0; i < count; ++i) narrow(result[i], destination[i * out.stride_w]);
-            }
-          }
-        }
-      });
+  torch::stable::parallel_for(0, size.tiles(), kTilesOfTask, [&](int64_t begin, int64_t end) {
+    Tile<const R> rebuilt(size.channels);
+    Tile<const I> real(size.channels);
+    std::vector<A> scratch(size.channels * kPixelTile);
+    std::vector<A*> rows(size.channels);
+    A grad_mean[kPixelTile] = {};
+    for (int64_t tile = begin; tile < end; ++tile) {
+      const Place at(tile, size);
+      const int64_t valid_count = valid.of(at);
+      rebuilt.load(r, at);
+      real.load(o, at);
+      if (grad_difference) widen_row(gd.row(at.n, 0, at.y, at.x), gd.stride_w, at.count, grad_mean);
+      for (int64_t c = 0; c < size.channels; ++c) {
+        rows[c] = &scratch[c * kPixelTile];
+        if (out.stride_w == 1) rows[c] = row_for_store(out.row(at.n, c, at.y, at.x), rows[c]);
+      }
+      gradient_row<from_logits>(rebuilt.rows.data(), real.rows.data(), grad_mean, squared, size.channels, valid_count,
+                                rows.data());
+      if (valid_count < at.count) {
+        rebuilt.advance(valid_count);
+        real.advance(valid_count);
+        for (A*& begin_of_padding : rows) begin_of_padding += valid_count;
+        gradient_row<from_logits>(rebuilt.rows.data(), real.rows.data(), grad_mean + valid_count, A(0), size.channels,
+                                  at.count - valid_count, rows.data());
+        for (A*& begin_of_row : rows) begin_of_row -= valid_count;
+      }
+      if (out.is_interleaved_rgb()) {
+        join_rgb(scratch.data(), at.count, out.row(at.n, 0, at.y, at.x));
+        continue;
+      }
+      for (int64_t c = 0; c < size.channels; ++c) {
+        R* destination = out.row(at.n, c, at.y, at.x);
+        if (out.stride_w == 1)
+          store_row(rows[c], at.count, destination);
+        else
+          for (int64_t i = 0; i < at.count; ++i) narrow(rows[c][i], destination[i * out.stride_w]);
+      }
+    }
+  });
 }
 
 Tensor reconstruction_difference_backward_cpu(std::optional<Tensor> grad_difference, std::optional<Tensor> grad_mse,
@@ -252,7 +375,12 @@ Tensor reconstruction_difference_backward_cpu(std::optional<Tensor> grad_differe
   use_huge_pages(grad);
   const Valid valid(valid_size, Size(image));
   dispatch_images(reconstruction, image, [&](auto r, auto o) {
-    backward<decltype(r), decltype(o)>(grad_difference, grad_mse, reconstruction, image, from_logits, valid, grad);
+    using R = decltype(r);
+    using I = decltype(o);
+    if (from_logits)
+      backward<true, R, I>(grad_difference, grad_mse, reconstruction, image, valid, grad);
+    else
+      backward<false, R, I>(grad_difference, grad_mse, reconstruction, image, valid, grad);
   });
   return grad;
 }

@@ -117,7 +117,7 @@ struct SumMax {
 template <class A>
 SRTOD_CLONES SumMax<A> sum_max(const A* __restrict x, int64_t n) {
   A sum = 0, max = x[0];
-#pragma omp simd reduction(+ : sum) reduction(max : max)
+#pragma omp simd simdlen(64 / sizeof(A)) reduction(+ : sum) reduction(max : max)
   for (int64_t i = 0; i < n; ++i) {
     sum += x[i];
     max = x[i] > max ? x[i] : max;
@@ -128,14 +128,14 @@ SRTOD_CLONES SumMax<A> sum_max(const A* __restrict x, int64_t n) {
 // y = x * (s * f)
 template <class A>
 SRTOD_CLONES void scale_row(const A* x, const A* __restrict f, A s, int64_t n, A* y) {
-#pragma omp simd
+#pragma omp simd simdlen(64 / sizeof(A))
   for (int64_t i = 0; i < n; ++i) y[i] = x[i] * (s * f[i]);
 }
 
 // y = g * (s * f) + constant
 template <class A>
 SRTOD_CLONES void scale_shift_row(const A* g, const A* __restrict f, A s, A constant, int64_t n, A* y) {
-#pragma omp simd
+#pragma omp simd simdlen(64 / sizeof(A))
   for (int64_t i = 0; i < n; ++i) y[i] = g[i] * (s * f[i]) + constant;
 }
 
@@ -144,7 +144,7 @@ template <class A>
 SRTOD_CLONES A backward_sums_row(const A* __restrict g, const A* __restrict x, const A* __restrict f, A s, int64_t n,
                                  A* __restrict grad_filter) {
   A sum = 0;
-#pragma omp simd reduction(+ : sum)
+#pragma omp simd simdlen(64 / sizeof(A)) reduction(+ : sum)
   for (int64_t i = 0; i < n; ++i) {
     const A gx = g[i] * x[i];
     grad_filter[i] += gx * s;
@@ -164,7 +164,7 @@ using index_t = std::conditional_t<sizeof(A) == 8, int64_t, int32_t>;  // as wid
 template <class A>
 SRTOD_CLONES void pool_pixel(const A* __restrict x, index_t<A> pixel, int64_t channels, A* __restrict sum,
                              A* __restrict max, index_t<A>* __restrict argmax) {
-#pragma omp simd
+#pragma omp simd simdlen(64 / sizeof(A))
   for (int64_t c = 0; c < channels; ++c) {
     sum[c] += x[c];
     const bool greater = (x[c] > max[c]) | (x[c] != x[c]);
@@ -178,7 +178,7 @@ template <class A>
 SRTOD_CLONES A backward_sums_pixel(const A* __restrict g, const A* __restrict x, const A* __restrict s, A f,
                                    int64_t channels, A* __restrict grad_weight) {
   A sum = 0;
-#pragma omp simd reduction(+ : sum)
+#pragma omp simd simdlen(64 / sizeof(A)) reduction(+ : sum)
   for (int64_t c = 0; c < channels; ++c) {
     const A gx = g[c] * x[c];
     grad_weight[c] += gx * f;
@@ -191,7 +191,7 @@ SRTOD_CLONES A backward_sums_pixel(const A* __restrict g, const A* __restrict x,
 template <class A>
 SRTOD_CLONES void scale_shift_pixel(const A* g, const A* __restrict s, A f, const A* __restrict constant,
                                     int64_t channels, A* y) {
-#pragma omp simd
+#pragma omp simd simdlen(64 / sizeof(A))
   for (int64_t c = 0; c < channels; ++c) y[c] = g[c] * (s[c] * f) + constant[c];
 }
 

@@ -1,0 +1,177 @@
+"""Builds the compiled parts of srtod; everything else about the package is in pyproject.toml.
+
+    srtod._cpu         the schema and the CPU kernel of every op   csrc/*.cpp, csrc/cpu/*.cpp
+    srtod._cuda        the CUDA kernels                            csrc/cuda/*.cu
+    srtod._build_info  what was built, with what, and why          csrc/build_info.cpp (pybind11)
+
+The first two use torch's stable ABI, so that one build loads under every torch from 2.11 on. `_cuda` is apart because
+it needs libtorch_cuda, which a CPU-only torch lacks. The environment variables are listed in CONTRIBUTING.md.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import runpy
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from setuptools import Extension, setup
+
+TORCH_TARGET = "0x020b000000000000"  # torch 2.11, the oldest that the libraries load under
+CXX_FLAGS = ["-O3", "-g0", "-std=c++17", "-fopenmp-simd", "-fvisibility=hidden", "-Wall"]
+DEFAULT_ARCHITECTURES = ("8.0", "8.6", "8.9", "9.0", "10.0", "12.0")
+METADATA_COMMANDS = {"egg_info", "dist_info", "sdist"}
+ROOT = Path(__file__).resolve().parent
+
+
+def say(message: str) -> None:
+    print(f"[srtod] {message}", file=sys.stderr, flush=True)
+
+
+def flag(name: str) -> bool | None:
+    """The environment variable `name` as yes (1), no (0) or undecided (unset)."""
+    value = os.environ.get(name, "")
+    if value not in ("", "0", "1"):
+        raise SystemExit(f"[srtod] {name} must be 0 or 1, got {value!r}")
+    return value == "1" if value else None
+
+
+def sources(pattern: str) -> list[str]:
+    return sorted(str(path.relative_to(ROOT)) for path in ROOT.glob(pattern) if path.name != "build_info.cpp")
+
+
+def cuda_home() -> Path | None:
+    """A toolkit with nvcc and headers; the `nvcc` on the PATH may be a wrapper script that lives elsewhere."""
+    candidates = [os.environ[name] for name in ("CUDA_HOME", "CUDA_PATH") if os.environ.get(name)]
+    if not candidates and (nvcc := shutil.which("nvcc")):
+        dryrun = subprocess.run([nvcc, "--dryrun", "-x", "cu", os.devnull], capture_output=True, text=True, check=False)
+        candidates = re.findall(r"^#\$ TOP=(.+)$", dryrun.stderr, re.MULTILINE)
+    for home in map(Path, candidates or ["/usr/local/cuda"]):
+        headers = [home / "include", *home.glob("targets/*/include")]
+        if (home / "bin/nvcc").exists() and any((folder / "cuda_runtime.h").exists() for folder in headers):
+            return home.resolve()
+    return None
+
+
+def nvcc_says(home: Path, option: str) -> str:
+    return subprocess.run([home / "bin/nvcc", option], capture_output=True, text=True, check=True).stdout
+
+
+def why_no_cuda(home: Path | None, torch_version: str, torch_cuda: str | None) -> str | None:
+    """What speaks against building the CUDA library; None if nothing does."""
+    if flag("SRTOD_CUDA") is False:
+        return "SRTOD_CUDA=0"
+    if not sources("csrc/cuda/*.cu"):
+        return "this version has no CUDA sources"
+    if torch_cuda is None:
+        return f"torch {torch_version} has no CUDA"
+    if home is None:
+        return "no CUDA toolkit was found (nvcc on the PATH, or CUDA_HOME)"
+    release = re.search(r"release (\d+\.\d+)", nvcc_says(home, "--version"))
+    nvcc = release.group(1) if release else "of unknown version"
+    if nvcc.split(".")[0] != torch_cuda.split(".")[0]:
+        return f"nvcc {nvcc} in {home} does not match torch {torch_version}, which was built with CUDA {torch_cuda}"
+    return None
+
+
+def architectures(home: Path) -> str:
+    """TORCH_CUDA_ARCH_LIST if set; else those of the visible GPUs, or without a GPU all common ones nvcc knows."""
+    requested = os.environ.get("TORCH_CUDA_ARCH_LIST", "")
+    if requested not in ("", "native"):
+        return requested.strip().replace(" ", ";")
+    import torch
+
+    known = set(re.findall(r"sm_(\d+)", nvcc_says(home, "--list-gpu-code")))
+    visible = {torch.cuda.get_device_capability(index) for index in range(torch.cuda.device_count())}
+    wanted = [f"{major}.{minor}" for major, minor in sorted(visible)] or DEFAULT_ARCHITECTURES
+    return ";".join([one for one in wanted if one.replace(".", "") in known] or ["8.0"]) + "+PTX"
+
+
+def compiled_parts() -> dict:
+    """The arguments of `setup` that build the libraries."""
+    home = cuda_home()
+    if home:
+        os.environ["CUDA_HOME"] = str(home)  # read by torch.utils.cpp_extension at import
+    try:
+        import torch
+    except ImportError as error:
+        raise SystemExit(
+            f"[srtod] building the compiled ops needs torch, which cannot be imported ({error}): "
+            "install torch first, or leave the ops out with SRTOD_BUILD=0"
+        ) from error
+    from torch.utils import cpp_extension
+
+    class BuildExtension(cpp_extension.BuildExtension):
+        def build_extensions(self) -> None:
+            try:
+                super().build_extensions()
+            except Exception as error:
+                raise SystemExit(
+                    f"[srtod] The compiled ops could not be built ({str(error).splitlines()[0].rstrip('.')}); what the "
+                    "compiler said is above.\n"
+                    "[srtod] Needed: a C++17 compiler (GCC 12 or newer, CXX=... names one) and Python's headers, for "
+                    "example `apt install g++ python3-dev`.\n"
+                    "[srtod] The way out: SRTOD_BUILD=0 in front of the command installs pure Python, which is slower."
+                ) from error
+
+    no_cuda = why_no_cuda(home, torch.__version__, torch.version.cuda)
+    if no_cuda and flag("SRTOD_CUDA"):
+        raise SystemExit(f"[srtod] SRTOD_CUDA=1, but {no_cuda}")
+    macros = [("TORCH_TARGET_VERSION", TORCH_TARGET)]
+    libraries = [
+        cpp_extension.CppExtension(
+            "srtod._cpu",
+            sources("csrc/*.cpp") + sources("csrc/cpu/*.cpp"),
+            define_macros=macros,
+            extra_compile_args={"cxx": CXX_FLAGS},
+            py_limited_api=True,
+        )
+    ]
+    built = {
+        "version": runpy.run_path(str(ROOT / "srtod/__init__.py"))["__version__"],
+        "torch": str(torch.__version__),
+        "cuda": "",
+        "architectures": "",
+        "decision": "CPU only",
+        "reason": no_cuda or "",
+    }
+    if home and not no_cuda:
+        os.environ["TORCH_CUDA_ARCH_LIST"] = architectures(home)
+        libraries.append(
+            cpp_extension.CUDAExtension(
+                "srtod._cuda",
+                sources("csrc/cuda/*.cu"),
+                define_macros=[*macros, ("USE_CUDA", None)],
+                extra_compile_args={"nvcc": ["-O3", "-std=c++17", "--threads", os.environ.get("NVCC_THREADS", "2")]},
+                py_limited_api=True,
+            )
+        )
+        built |= {
+            "cuda": str(torch.version.cuda),
+            "architectures": os.environ["TORCH_CUDA_ARCH_LIST"],
+            "decision": "CPU and CUDA",
+            "reason": f"nvcc in {home} matches torch {torch.__version__}",
+        }
+    say(f"building for {built['decision']}, against torch {built['torch']}: {built['reason']}")
+    info = Extension(
+        "srtod._build_info",
+        ["csrc/build_info.cpp"],
+        define_macros=[(f"SRTOD_BUILT_{name.upper()}", json.dumps(value)) for name, value in built.items()],
+        include_dirs=cpp_extension.include_paths(),  # torch ships pybind11's headers
+        extra_compile_args=["-O2", "-g0", "-std=c++17", "-fvisibility=hidden"],
+        language="c++",
+    )
+    return {"ext_modules": [*libraries, info], "cmdclass": {"build_ext": BuildExtension}}
+
+
+if METADATA_COMMANDS & set(sys.argv):
+    setup()
+elif flag("SRTOD_BUILD") is False:
+    say("SRTOD_BUILD=0: installing pure Python; the ops run as plain PyTorch, which works but is slower")
+    setup()
+else:
+    setup(**compiled_parts())

@@ -1,0 +1,91 @@
+"""`python -m srtod.info`: the environment, for bug reports. A missing or broken part is reported, not raised."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import srtod
+
+INSTRUCTION_SETS = ("avx2", "fma", "avx512f", "avx512_bf16", "avx512_fp16", "amx_bf16")
+DEPENDENCIES = ("torchvision", "lightning", "numpy", "pillow", "pycocotools", "pyyaml", "tensorboard")
+
+
+def environment() -> dict[str, str]:
+    """Everything a maintainer asks first, as name -> text, in printing order."""
+    lines = {
+        "srtod": f"{srtod.__version__} in {Path(srtod.__file__).parent}",
+        "python": f"{platform.python_version()} ({sys.executable})",
+        "system": platform.platform(),
+        "processor": _processor(),
+    }
+    for name, part in (("torch", _torch), ("ops", _ops)):
+        lines |= _or_error(name, part)
+    lines |= {name: _version(name) for name in DEPENDENCIES}
+    return lines
+
+
+def _processor() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    if not cpuinfo.exists():
+        return platform.processor()
+    fields = dict(line.split("\t", 1) for line in cpuinfo.read_text().split("\n\n")[0].splitlines() if "\t" in line)
+    values = {name: value.strip("\t: ") for name, value in fields.items()}
+    supported = values.get("flags", "").split()
+    sets = [name for name in INSTRUCTION_SETS if name in supported]
+    return ", ".join([values.get("model name", platform.machine()), f"{os.cpu_count()} cores", *sets])
+
+
+def _torch() -> dict[str, str]:
+    import torch
+
+    gpus = range(torch.cuda.device_count() if torch.cuda.is_available() else 0)
+    return {
+        "torch": f"{torch.__version__}, {torch.get_num_threads()} threads",
+        "CUDA of torch": torch.version.cuda or "none",
+        "GPUs": "; ".join(_gpu(index) for index in gpus) or "none",
+    }
+
+
+def _gpu(index: int) -> str:
+    import torch
+
+    major, minor = torch.cuda.get_device_capability(index)
+    return f"{torch.cuda.get_device_name(index)} (compute capability {major}.{minor})"
+
+
+def _ops() -> dict[str, str]:
+    from srtod.ops import _extension
+
+    built = _extension.build_info()
+    build = {f"build: {name}": value or "none" for name, value in built.items()} or {"build": "no compiled part"}
+    return build | {f"ops on {device}": how for device, how in _extension.status().items()}
+
+
+def _or_error(name: str, part: Callable[[], dict[str, str]]) -> dict[str, str]:
+    try:
+        return part()
+    except Exception as error:
+        return {name: f"not usable: {type(error).__name__}: {error}"}
+
+
+def _version(distribution: str) -> str:
+    try:
+        return importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def main() -> None:
+    lines = environment()
+    width = max(map(len, lines))
+    for name, text in lines.items():
+        print(f"{name:{width}}  {text}")
+
+
+if __name__ == "__main__":
+    main()
