@@ -1,0 +1,77 @@
+"""What every data set here is: a map-style data set of `(image, target)` samples with COCO ground truth."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Any, TypeAlias
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+from torchvision import tv_tensors
+
+__all__ = ["DetectionDataset", "Sample", "Target", "collate"]
+
+Target: TypeAlias = dict[str, Any]
+Sample: TypeAlias = tuple[Tensor, Target]
+
+
+class DetectionDataset(Dataset[Sample], ABC):
+    """Images with boxes, in torchvision's detection convention: labels are 1..K, 0 is the background.
+
+    A sample is `(image, target)`: the image a float32 `tv_tensors.Image` [3, H, W] in [0, 1]; the target a dict with
+
+    - `boxes`: float32 `tv_tensors.BoundingBoxes` [M, 4], (x1, y1, x2, y2) in pixels,
+    - `labels`: int64 [M] in 1..K,
+    - `image_id`: int, the image's id in the ground truth,
+    - `file_name`: str.
+
+    Attributes:
+        class_names: name of each class; label k is `class_names[k - 1]`.
+        category_ids: COCO category id of each class; label k is `category_ids[k - 1]`.
+        transforms: called as `transforms(image, target)` on every sample, if given.
+    """
+
+    class_names: list[str]
+    category_ids: list[int]
+    transforms: Callable[[Tensor, Target], Sample] | None
+
+    @property
+    @abstractmethod
+    def ground_truth(self) -> dict[str, Any]:
+        """The set as a COCO dict, for `srtod.evaluation.evaluate_detections`."""
+
+    @abstractmethod
+    def __len__(self) -> int: ...
+
+    @abstractmethod
+    def __getitem__(self, index: int) -> Sample: ...
+
+    def _sample(
+        self,
+        image: Tensor,  # float32 [3, H, W] in [0, 1]
+        boxes: np.ndarray,  # float [M, 4], (x1, y1, x2, y2) in pixels
+        labels: np.ndarray,  # int [M]
+        image_id: int,
+        file_name: str,
+    ) -> Sample:
+        """The sample of one image, transformed."""
+        canvas_size = (image.shape[-2], image.shape[-1])
+        target = {
+            "boxes": tv_tensors.BoundingBoxes(
+                torch.as_tensor(boxes, dtype=torch.float32).reshape(-1, 4), format="XYXY", canvas_size=canvas_size
+            ),
+            "labels": torch.as_tensor(labels, dtype=torch.int64),
+            "image_id": image_id,
+            "file_name": file_name,
+        }
+        image = tv_tensors.Image(image)
+        return (image, target) if self.transforms is None else self.transforms(image, target)
+
+
+def collate(batch: list[Sample]) -> tuple[list[Tensor], list[Target]]:
+    """A batch as torchvision's detectors take it: images of any sizes, not stacked, and their targets."""
+    images, targets = zip(*batch, strict=True)
+    return list(images), list(targets)
