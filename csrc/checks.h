@@ -113,9 +113,9 @@ inline void check_pooled(const char* op, const Tensor& features, std::initialize
                          const Tensor& argmax) {
   const int64_t expected = features.size(0) * features.size(1);
   for (const Tensor* t : pooled)
-    STD_TORCH_CHECK(
-        t->numel() == expected && t->is_contiguous() && t->scalar_type() == compute_type(features.scalar_type()), op,
-        ": expected pooled values [N, C], contiguous, in the type of arithmetic");
+    STD_TORCH_CHECK(t->dim() == 2 && t->size(0) == features.size(0) && t->size(1) == features.size(1) &&
+                        t->is_contiguous() && t->scalar_type() == compute_type(features.scalar_type()),
+                    op, ": expected pooled values [N, C], contiguous, in the type of arithmetic");
   STD_TORCH_CHECK(argmax.numel() == expected && argmax.is_contiguous() && argmax.scalar_type() == ScalarType::Long, op,
                   ": expected argmax [N, C], contiguous, int64");
 }

@@ -26,8 +26,8 @@ SRTOD_HOST_DEVICE A clamp(A x, A low, A high) {
 
 SRTOD_HOST_DEVICE double exponential(double x) { return ::exp(x); }
 
-// exp in float32, from plain arithmetic so that compilers vectorise it: exp(x) = 2^n 2^r, n + r = x / ln 2, |r| <= 1/2, 2^r
-// by a polynomial. Relative error 2e-7 near 0, growing with |x| to 5e-6 at 87, where it saturates.
+// exp in float32, from plain arithmetic so that compilers vectorise it: exp(x) = 2^n 2^r, n + r = x / ln 2, |r| <= 1/2,
+// 2^r by a polynomial. Relative error 2e-7 near 0, growing with |x| to 5e-6 at 87, where it saturates.
 SRTOD_HOST_DEVICE float exponential(float x) {
   constexpr float log2e = 1.44269504f;
   constexpr float magic = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer, left in the low bits

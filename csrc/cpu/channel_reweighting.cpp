@@ -199,8 +199,8 @@ Mlp channel_weights_backward(const A* grad_weights, const Tensor& weights, const
     std::fill(to_average, to_average + channels, A(0));
     std::fill(to_maximum, to_maximum + channels, A(0));
     for (int64_t r = 0; r < hidden_size; ++r) {
-      const A by_average = from_average[r] > A(0) ? grad_hidden[r] : A(0);
-      const A by_maximum = from_maximum[r] > A(0) ? grad_hidden[r] : A(0);
+      const A by_average = from_average[r] <= A(0) ? A(0) : grad_hidden[r];
+      const A by_maximum = from_maximum[r] <= A(0) ? A(0) : grad_hidden[r];
       grad_bias1[r] += by_average + by_maximum;
       for (int64_t c = 0; c < channels; ++c) {
         grad_weight1[r * channels + c] += by_average * average[c] + by_maximum * maximum[c];

@@ -8,8 +8,8 @@
 namespace srtod {
 namespace {
 
-// How one axis is resized: output k is the sum of weight * input over a run of neighbouring inputs. Nearest, area and
-// bilinear are all of this kind; their maps are the product of two axes.
+// How one axis is resized: output k is the sum of weight * input over a run of neighbouring inputs, divided by
+// total[k]. Nearest, area and bilinear are all of this kind; their maps are the product of two axes.
 template <class A>
 struct Axis {
   struct Tap {
@@ -18,6 +18,7 @@ struct Axis {
   };
   std::vector<Tap> taps;
   std::vector<int64_t> first;  // taps of output k: first[k] .. first[k + 1]
+  std::vector<A> total;        // of output k; dividing last keeps uniform maps uniform
 
   Axis(Resize resize, int64_t input_size, int64_t output_size) {
     first.push_back(0);
@@ -28,16 +29,18 @@ struct Axis {
         taps.push_back({nearest_index(k, scale, input_size), A(1)});
       } else if (resize == Resize::area) {
         const int64_t begin = window_begin(k, input_size, output_size), end = window_end(k, input_size, output_size);
-        for (int64_t i = begin; i < end; ++i) taps.push_back({i, A(1) / static_cast<A>(end - begin)});
+        for (int64_t i = begin; i < end; ++i) taps.push_back({i, A(1)});
       } else {  // bilinear, pixel centres at half integers
         const A source = std::max(exact_scale * (static_cast<A>(k) + A(0.5)) - A(0.5), A(0));
         const int64_t low = std::min(static_cast<int64_t>(source), input_size - 1);
         const int64_t high = std::min(low + 1, input_size - 1);
         const A fraction = std::min(source - static_cast<A>(low), A(1));
-        taps.push_back({low, A(1) - fraction});
+        taps.push_back({low, high == low ? A(1) : A(1) - fraction});
         if (high != low) taps.push_back({high, fraction});
       }
-      first.push_back(static_cast<int64_t>(taps.size()));
+      const int64_t count = static_cast<int64_t>(taps.size()) - first.back();
+      total.push_back(resize == Resize::area ? static_cast<A>(count) : A(1));
+      first.push_back(first.back() + count);
     }
   }
 
@@ -97,6 +100,7 @@ Position window_argmax(const Map<T>& d, int64_t n, int64_t i, int64_t j, const F
 template <class T, class A = compute_t<T>>
 void values(const Map<T>& d, A t, const FiltrationOptions& o, A* filter) {
   const bool is_max = o.resize == Resize::max;
+  if (d.count == 0) return;
   const Axis<A> rows(is_max ? Resize::nearest : o.resize, d.height, o.height);
   const Axis<A> columns(is_max ? Resize::nearest : o.resize, d.width, o.width);
   torch::stable::parallel_for(0, d.count * o.height, std::max<int64_t>(1, 8192 / o.width),
@@ -115,7 +119,7 @@ void values(const Map<T>& d, A t, const FiltrationOptions& o, A* filter) {
                                       for (int64_t c = columns.first[j]; c < columns.first[j + 1]; ++c)
                                         sum += rows.taps[r].weight * columns.taps[c].weight *
                                                step(d.at(n, rows.taps[r].index, columns.taps[c].index) - t);
-                                    out[j] = A(1) + sum;
+                                    out[j] = A(1) + sum / (rows.total[i] * columns.total[j]);
                                   }
                                 }
                               });
@@ -136,14 +140,17 @@ A gradients_of_max(const A* grad_filter, const Map<T>& d, A t, const FiltrationO
     std::vector<A> map(grad_difference ? d.height * d.width : 0);
     for (int64_t n = begin; n < end; ++n) {
       std::fill(map.begin(), map.end(), A(0));
-      for (int64_t i = 0; i < o.height; ++i)
+      for (int64_t i = 0; i < o.height; ++i) {
+        A row_sum = 0;
         for (int64_t j = 0; j < o.width; ++j) {
           const Position p = window_argmax(d, n, i, j, o);
           const A slope = surrogate_derivative(d.at(n, p.y, p.x) - t, o.surrogate, A(o.alpha));
           const A grad = grad_filter[(n * o.height + i) * o.width + j] * slope;
-          grad_threshold[n] -= grad;
+          row_sum += grad;
           if (grad_difference) map[p.y * d.width + p.x] += grad;
         }
+        grad_threshold[n] -= row_sum;
+      }
       if (grad_difference) {
         T* out = grad_difference + n * d.height * d.width;
         for (int64_t k = 0; k < d.height * d.width; ++k) narrow(map[k], out[k]);
@@ -164,7 +171,7 @@ A gradients_of_weighted(const A* grad_filter, const Map<T>& d, A t, const Filtra
   std::vector<std::vector<Use>> uses(d.height);  // of each row of the difference map
   for (int64_t i = 0; i < o.height; ++i)
     for (int64_t r = rows.first[i]; r < rows.first[i + 1]; ++r)
-      uses[rows.taps[r].index].push_back({i, rows.taps[r].weight});
+      uses[rows.taps[r].index].push_back({i, rows.taps[r].weight / rows.total[i]});
 
   std::vector<A> grad_threshold(d.count * d.height, A(0));
   torch::stable::parallel_for(0, d.count * d.height, std::max<int64_t>(1, 16384 / d.width),
@@ -188,7 +195,7 @@ A gradients_of_weighted(const A* grad_filter, const Map<T>& d, A t, const Filtra
                                     for (int64_t c = columns.first[j]; c < columns.first[j + 1]; ++c) {
                                       const int64_t x = columns.taps[c].index;
                                       const A slope = surrogate_derivative(d.at(n, y, x) - t, o.surrogate, A(o.alpha));
-                                      const A grad = gathered[j] * columns.taps[c].weight * slope;
+                                      const A grad = gathered[j] * (columns.taps[c].weight / columns.total[j]) * slope;
                                       row[x] += grad;
                                       sum += grad;
                                     }

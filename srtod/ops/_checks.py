@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NoReturn
 
 import torch
@@ -28,8 +29,11 @@ def check_floating(op: str, **tensors: Tensor) -> None:
             )
 
 
-def check_shape(op: str, name: str, tensor: Tensor, expected: str, *sizes: int | None) -> None:
+def check_shape(op: str, name: str, tensor: Tensor, expected: str | Callable[[], str], *sizes: int | None) -> None:
     """The tensor has the given sizes, `None` standing for any; only the first dimension may be empty.
+
+    `expected` says so in words; where it names sizes it is a function, as formatting them would make `torch.compile`
+    specialise on them.
 
     Raises:
         ValueError: If not.
@@ -40,7 +44,7 @@ def check_shape(op: str, name: str, tensor: Tensor, expected: str, *sizes: int |
         if size is not None and tensor.shape[dim] != size:
             _refuse(op, name, tensor, expected)
         if dim > 0 and tensor.shape[dim] == 0:
-            _refuse(op, name, tensor, f"{expected} with at least one element in every dimension but N")
+            _refuse(op, name, tensor, expected, " with at least one element in every dimension but N")
 
 
 def check_threshold(op: str, threshold: Tensor) -> None:
@@ -64,11 +68,11 @@ def check_mlp(op: str, features: Tensor, weight1: Tensor, bias1: Tensor, weight2
         ValueError: If a shape does not fit.
     """
     channels = features.shape[1]
-    check_shape(op, "weight1", weight1, f"[R, {channels}] for features of {channels} channels", None, channels)
+    check_shape(op, "weight1", weight1, lambda: f"[R, {channels}] for features of {channels} channels", None, channels)
     hidden = weight1.shape[0]
-    check_shape(op, "bias1", bias1, f"[{hidden}]", hidden)
-    check_shape(op, "weight2", weight2, f"[{channels}, {hidden}]", channels, hidden)
-    check_shape(op, "bias2", bias2, f"[{channels}]", channels)
+    check_shape(op, "bias1", bias1, lambda: f"[{hidden}]", hidden)
+    check_shape(op, "weight2", weight2, lambda: f"[{channels}, {hidden}]", channels, hidden)
+    check_shape(op, "bias2", bias2, lambda: f"[{channels}]", channels)
     if not weight1.dtype == bias1.dtype == weight2.dtype == bias2.dtype:
         raise TypeError(
             f"{op}: the MLP's weights and biases must share one dtype, "
@@ -88,5 +92,6 @@ def empty_like(tensor: Tensor) -> Tensor:
     return torch.empty_like(tensor, memory_format=memory_format_of(tensor))
 
 
-def _refuse(op: str, name: str, tensor: Tensor, expected: str) -> NoReturn:
-    raise ValueError(f"{op}: {name} must have shape {expected}, got {list(tensor.shape)}")
+def _refuse(op: str, name: str, tensor: Tensor, expected: str | Callable[[], str], remark: str = "") -> NoReturn:
+    words = expected if isinstance(expected, str) else expected()
+    raise ValueError(f"{op}: {name} must have shape {words}{remark}, got {list(tensor.shape)}")

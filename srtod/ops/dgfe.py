@@ -104,6 +104,7 @@ def dgfe_(
     if not runs_fused(features):
         return features.copy_(reference.dgfe(*tensors, resize=resize))
     torch.ops.srtod.dgfe_(*tensors, code)
+    torch.autograd.graph.increment_version(features)  # so that a backward pass that needs them as they were complains
     return features
 
 
@@ -272,8 +273,16 @@ def _check(
     )
     check_shape(op, "features", features, "[N, C, h, w]", None, None, None, None)
     batch = features.shape[0]
-    expected = f"[{batch}, 1, H, W], the features' batch of {batch}"
-    check_shape(op, "difference", difference, expected, batch, 1, None, None)
+    check_shape(
+        op,
+        "difference",
+        difference,
+        lambda: f"[{batch}, 1, H, W], the features' batch of {batch}",
+        batch,
+        1,
+        None,
+        None,
+    )
     check_threshold(op, threshold)
     check_mlp(op, features, weight1, bias1, weight2, bias2)
     if (features.dtype == torch.float64) != (difference.dtype == torch.float64):

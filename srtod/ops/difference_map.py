@@ -77,9 +77,11 @@ def reconstruction_difference(
     op = "reconstruction_difference"
     _check(op, reconstruction, image)
     if valid_size is not None:
+        if not isinstance(valid_size, Tensor):
+            raise TypeError(f"{op}: valid_size must be a torch.Tensor, got {type(valid_size).__name__}")
         if valid_size.dtype != torch.int64:
             raise TypeError(f"{op}: valid_size must be int64, got {valid_size.dtype}")
-        check_shape(op, "valid_size", valid_size, f"[{image.shape[0]}, 2], (height, width)", image.shape[0], 2)
+        check_shape(op, "valid_size", valid_size, lambda: f"[{image.shape[0]}, 2], (height, width)", image.shape[0], 2)
         if valid_size.device != image.device:
             raise ValueError(f"{op}: valid_size is on {valid_size.device}, but image is on {image.device}")
     if not runs_fused(image):
@@ -128,8 +130,10 @@ def _backward(
     if needed[0]:
         grad_reconstruction = backward(*gradients, reconstruction, image, from_logits, valid_size)
     if needed[1]:  # both results depend on I_r - I_o alone
-        rebuilt = (reconstruction.to(image.dtype).sigmoid() if from_logits else reconstruction).to(image.dtype)
-        grad_image = -backward(*gradients, rebuilt, image, False, valid_size)
+        dtype = reference.compute_dtype(image.dtype)
+        rebuilt = reconstruction.to(dtype).sigmoid() if from_logits else reconstruction.to(dtype)
+        grad_difference = None if grad_difference is None else grad_difference.to(dtype)
+        grad_image = -backward(grad_difference, grad_mse, rebuilt, image.to(dtype), False, valid_size).to(image.dtype)
     return grad_reconstruction, grad_image
 
 
@@ -152,7 +156,7 @@ def _check(op: str, reconstruction: Tensor, image: Tensor) -> None:
     check_floating(op, reconstruction=reconstruction, image=image)
     check_shape(op, "image", image, "[N, C, H, W]", None, None, None, None)
     shape = list(image.shape)
-    check_shape(op, "reconstruction", reconstruction, f"{shape}, the image's", *shape)
+    check_shape(op, "reconstruction", reconstruction, lambda: f"{shape}, the image's", *shape)
     half = reconstruction.dtype in (torch.float16, torch.bfloat16)
     if image.dtype != reconstruction.dtype and not (half and image.dtype == torch.float32):
         raise TypeError(

@@ -193,7 +193,8 @@ def _channel_weight(features: Tensor, weight1: Tensor, bias1: Tensor, weight2: T
     def mlp(v: Tensor) -> Tensor:
         return F.linear(F.linear(v, w1, b1).relu(), w2, b2)
 
-    return (mlp(average) + mlp(maximum)).sigmoid()[:, :, None, None]
+    with torch.autocast(features.device.type, enabled=False):  # it would take the MLP to bfloat16
+        return (mlp(average) + mlp(maximum)).sigmoid()[:, :, None, None]
 
 
 def dgfe(

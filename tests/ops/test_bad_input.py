@@ -1,0 +1,363 @@
+"""Bad input ends in one sentence that names op, argument, expected and got; and nothing ends in a crash."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from srtod import ops
+from srtod.ops.surrogate import RESIZES, SURROGATES
+
+IMAGES = {"reconstruction": (2, 3, 8, 12), "image": (2, 3, 8, 12)}
+MLP = {"weight1": (4, 16), "bias1": (4,), "weight2": (16, 4), "bias2": (16,)}
+FILTER = {"difference": (2, 1, 8, 12), "threshold": ()}
+ARGUMENTS: dict[str, dict[str, Any]] = {
+    "difference_map": IMAGES,
+    "reconstruction_difference": IMAGES,
+    "filtration": {**FILTER, "size": (2, 3)},
+    "channel_reweighting": {"features": (2, 16, 4, 6), **MLP},
+    "dgfe": {"features": (2, 16, 4, 6), **FILTER, **MLP},
+    "dgfe_": {"features": (2, 16, 4, 6), **FILTER, **MLP},
+}
+
+
+def arguments(op: str, device: str) -> dict[str, Any]:
+    """Good ones."""
+    shapes = ARGUMENTS[op]
+    return {name: shape if name == "size" else torch.rand(shape, device=device) for name, shape in shapes.items()}
+
+
+@pytest.mark.parametrize("op", ARGUMENTS)
+def test_good_arguments_are_accepted(op: str, device: str) -> None:
+    getattr(ops, op)(**arguments(op, device))
+
+
+@pytest.mark.parametrize(
+    ("op", "name", "shape", "message"),
+    [
+        ("difference_map", "image", (3, 8, 12), r"image must have shape \[N, C, H, W\], got \[3, 8, 12\]"),
+        ("difference_map", "image", (2, 3, 0, 12), r"image must .* at least one element in every dimension but N"),
+        (
+            "difference_map",
+            "image",
+            (1, 3, 8, 12),
+            r"reconstruction must have shape \[1, 3, 8, 12\], the image's, got \[2, 3",
+        ),
+        ("difference_map", "image", (2, 1, 8, 12), r"reconstruction must have shape \[2, 1, 8, 12\]"),
+        ("reconstruction_difference", "reconstruction", (2, 3, 8, 11), r"must have shape \[2, 3, 8, 12\], the image's"),
+        ("filtration", "difference", (2, 3, 8, 12), r"difference must have shape \[N, 1, H, W\], got \[2, 3, 8, 12\]"),
+        ("filtration", "difference", (8, 12), r"difference must have shape \[N, 1, H, W\], got \[8, 12\]"),
+        ("filtration", "difference", (2, 1, 8, 0), r"difference must .* at least one element in every dimension but N"),
+        ("filtration", "threshold", (1,), r"threshold must be a scalar \(0-d\) tensor such as .*, got shape \[1\]"),
+        ("filtration", "threshold", (2, 1, 1, 1), r"threshold must be a scalar"),
+        ("channel_reweighting", "features", (16, 4, 6), r"features must have shape \[N, C, h, w\], got \[16, 4, 6\]"),
+        ("channel_reweighting", "features", (2, 16, 0, 6), r"features must .* at least one element"),
+        (
+            "channel_reweighting",
+            "features",
+            (2, 15, 4, 6),
+            r"weight1 must .* \[R, 15\] for features of 15 channels, got \[4, 16\]",
+        ),
+        ("channel_reweighting", "weight1", (16,), r"weight1 must have shape \[R, 16\]"),
+        ("channel_reweighting", "bias1", (5,), r"bias1 must have shape \[4\], got \[5\]"),
+        ("channel_reweighting", "weight2", (4, 16), r"weight2 must have shape \[16, 4\], got \[4, 16\]"),
+        ("channel_reweighting", "bias2", (4,), r"bias2 must have shape \[16\], got \[4\]"),
+        ("dgfe", "features", (2, 8, 4, 6), r"weight1 must have shape \[R, 8\]"),
+        (
+            "dgfe",
+            "difference",
+            (1, 1, 8, 12),
+            r"difference must have shape \[2, 1, H, W\], the features' batch of 2, got \[1, 1",
+        ),
+        ("dgfe", "difference", (2, 3, 8, 12), r"difference must have shape \[2, 1, H, W\]"),
+        ("dgfe", "threshold", (1,), r"threshold must be a scalar"),
+        ("dgfe", "bias2", (1,), r"bias2 must have shape \[16\]"),
+        ("dgfe_", "difference", (3, 1, 8, 12), r"difference must have shape \[2, 1, H, W\]"),
+        ("dgfe_", "features", (2, 16), r"features must have shape \[N, C, h, w\], got \[2, 16\]"),
+    ],
+)
+def test_shapes(op: str, name: str, shape: tuple[int, ...], message: str, device: str) -> None:
+    given = arguments(op, device)
+    given[name] = torch.rand(shape, device=device)
+    with pytest.raises(ValueError, match=f"^{op}: .*{message}"):
+        getattr(ops, op)(**given)
+
+
+@pytest.mark.parametrize(
+    ("op", "name"), [(op, name) for op, names in ARGUMENTS.items() for name in names if name != "size"]
+)
+def test_dtypes_and_devices_of_every_tensor(op: str, name: str, device: str) -> None:
+    given = arguments(op, device)
+    for dtype in (torch.int64, torch.bool, torch.complex64):
+        wrong = given | {name: given[name].to(dtype)}
+        with pytest.raises(
+            TypeError, match=f"^{op}: {name} must be float16, bfloat16, float32 or float64, got {dtype}$"
+        ):
+            getattr(ops, op)(**wrong)
+    with pytest.raises(
+        TypeError, match=rf"^{op}: {name} must be .*got torch.uint8; images in 0..255 go to \[0, 1\] by"
+    ):
+        getattr(ops, op)(**given | {name: given[name].to(torch.uint8)})
+    with pytest.raises(TypeError, match=f"^{op}: {name} must be a torch.Tensor, got float$"):
+        getattr(ops, op)(**given | {name: 0.5})
+    with pytest.raises(
+        ValueError, match=rf"^{op}: \w+ is on (meta|{device}\S*), but {next(iter(given))} is on .* to one device$"
+    ):
+        getattr(ops, op)(**given | {name: given[name].to("meta")})
+
+
+@pytest.mark.parametrize(
+    ("op", "name", "dtype", "message"),
+    [
+        (
+            "difference_map",
+            "image",
+            torch.float64,
+            "image must have the reconstruction's dtype torch.float32, got torch.float64",
+        ),
+        (
+            "difference_map",
+            "image",
+            torch.float16,
+            "image must have the reconstruction's dtype torch.float32, got torch.float16",
+        ),
+        ("reconstruction_difference", "reconstruction", torch.float64, "dtype torch.float64, got torch.float32"),
+        (
+            "channel_reweighting",
+            "bias1",
+            torch.float64,
+            "weights and biases must share one dtype, got torch.float32, torch.float64",
+        ),
+        ("dgfe", "weight2", torch.bfloat16, "weights and biases must share one dtype"),
+        (
+            "dgfe",
+            "features",
+            torch.float64,
+            "features and difference must both be float64 or neither, got torch.float64 and",
+        ),
+        (
+            "dgfe",
+            "difference",
+            torch.float64,
+            "features and difference must both be float64 or neither, got torch.float32 and",
+        ),
+    ],
+)
+def test_dtypes_that_do_not_go_together(op: str, name: str, dtype: torch.dtype, message: str, device: str) -> None:
+    given = arguments(op, device)
+    with pytest.raises(TypeError, match=f"^{op}: .*{message}"):
+        getattr(ops, op)(**given | {name: given[name].to(dtype)})
+
+
+def test_half_images_differ_in_kind(device: str) -> None:
+    given = {
+        "reconstruction": torch.rand(1, 3, 4, 4).half().to(device),
+        "image": torch.rand(1, 3, 4, 4).bfloat16().to(device),
+    }
+    with pytest.raises(TypeError, match=r"dtype torch.float16 or float32, got torch.bfloat16"):
+        ops.difference_map(**given)
+
+
+@pytest.mark.parametrize(
+    ("valid_size", "error", "message"),
+    [
+        (torch.ones(2, 2), TypeError, "valid_size must be int64, got torch.float32"),
+        (torch.ones(2, 2, dtype=torch.int32), TypeError, "valid_size must be int64, got torch.int32"),
+        (
+            torch.ones(3, 2, dtype=torch.int64),
+            ValueError,
+            r"valid_size must have shape \[2, 2\], \(height, width\), got \[3, 2\]",
+        ),
+        (torch.ones(4, dtype=torch.int64), ValueError, r"valid_size must have shape \[2, 2\]"),
+        (torch.ones(2, 2, dtype=torch.int64, device="meta"), ValueError, "valid_size is on meta, but image is on"),
+        ([[8, 12], [8, 12]], TypeError, "valid_size must be a torch.Tensor, got list"),
+    ],
+)
+def test_valid_size(valid_size: Any, error: type[Exception], message: str, device: str) -> None:
+    if isinstance(valid_size, Tensor) and valid_size.device.type != "meta":
+        valid_size = valid_size.to(device)
+    with pytest.raises(error, match=f"^reconstruction_difference: {message}"):
+        ops.reconstruction_difference(**arguments("reconstruction_difference", device), valid_size=valid_size)
+
+
+@pytest.mark.parametrize("op", ["filtration", "dgfe", "dgfe_", "DGFE"])
+def test_unknown_names_and_alpha(op: str, device: str) -> None:
+    def call(**options: Any) -> None:
+        if op == "DGFE":
+            ops.DGFE(32, **options)
+        else:
+            getattr(ops, op)(**arguments(op, device), **options)
+
+    with pytest.raises(ValueError, match=f"^resize must be one of {', '.join(RESIZES)}, got 'cubic'$"):
+        call(resize="cubic")
+    if op == "dgfe_":
+        return
+    with pytest.raises(ValueError, match=f"^surrogate must be one of {', '.join(SURROGATES)}, got 'relu'$"):
+        call(surrogate="relu")
+    for alpha in (0, -1.0, float("nan"), float("inf")):
+        with pytest.raises(ValueError, match=f"^alpha must be a positive finite number, got {alpha}$"):
+            call(alpha=alpha)
+
+
+@pytest.mark.parametrize("size", [(0, 3), (3, -1)])
+def test_filter_size(size: tuple[int, int], device: str) -> None:
+    with pytest.raises(ValueError, match=r"^filtration: size must be \(h, w\), both at least 1, got \("):
+        ops.filtration(**arguments("filtration", device) | {"size": size})
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"channels": 30}, "DGFE: channels must be a positive multiple of reduction, got 30 and 16"),
+        ({"channels": 8, "reduction": 16}, "DGFE: channels must be a positive multiple of reduction, got 8 and 16"),
+        ({"channels": 0}, "DGFE: channels must be a positive multiple"),
+        ({"channels": 32, "reduction": 0}, "DGFE: channels must be a positive multiple"),
+        ({"channels": 32, "threshold": 4.0}, r"DGFE: threshold must be in \[0, 1\], such as 4 / 255, got 4.0"),
+        ({"channels": 32, "threshold": float("nan")}, r"DGFE: threshold must be in \[0, 1\]"),
+    ],
+)
+def test_module(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=f"^{message}"):
+        ops.DGFE(**options)
+
+
+@pytest.mark.parametrize("name", ["features", "threshold", "weight1", "difference"])
+def test_inplace_dgfe_under_gradients(name: str, device: str) -> None:
+    given = arguments("dgfe_", device)
+    before = given["features"].clone()
+    given[name].requires_grad_()
+    with pytest.raises(ValueError, match=r"^dgfe_: overwrites what the backward pass needs; .* torch.no_grad\(\)"):
+        ops.dgfe_(**given)
+    assert torch.equal(given["features"], before)
+    with torch.no_grad():
+        ops.dgfe_(**given)
+
+
+# --- torch.ops.srtod.* called past the Python checks: an error, never a crash -----------------------------------------
+
+
+def raw_calls(device: str) -> dict[str, list[Any]]:
+    """Good arguments of every registered op. N = 8 and C = 2 differ, so that a [C, N] tensor shows."""
+
+    def rand(*shape: int) -> Tensor:
+        return torch.rand(shape, device=device)
+
+    features, difference, threshold = rand(8, 2, 4, 4), rand(8, 1, 8, 8), rand()
+    mlp = [rand(3, 2), rand(3), rand(2, 3), rand(2)]
+    images = [rand(8, 3, 8, 8), rand(8, 3, 8, 8)]
+    pooled = [rand(8, 2), rand(8, 2), rand(8, 2), torch.zeros(8, 2, dtype=torch.int64, device=device)]
+    valid_size = torch.full((8, 2), 5, device=device)
+    backward = [rand(8, 2, 4, 4), features, difference, threshold, *pooled, *mlp[:3]]
+    return {
+        "difference_map": [*images, False],
+        "reconstruction_difference": [*images, False, valid_size],
+        "_reconstruction_difference_backward": [rand(8, 1, 8, 8), rand(), *images, False, valid_size],
+        "filtration": [difference, threshold, 4, 4, 0, 2, 9.0],
+        "_filtration_backward": [rand(8, 1, 4, 4), difference, threshold, 0, 2, 9.0],
+        "channel_reweighting": [features, *mlp],
+        "_channel_reweighting_backward": [rand(8, 2), features, *pooled, *mlp[:3]],
+        "dgfe": [features, difference, threshold, *mlp, 0, 2, 9.0],
+        "dgfe_": [features, difference, threshold, *mlp, 0],
+        "_dgfe_backward": [*backward, 0, 2, 9.0, True],
+    }
+
+
+RAW_OPS = list(raw_calls("cpu"))
+
+
+def misshapen(x: Tensor) -> list[Tensor]:
+    """More or fewer elements, another order of the sizes, another dimension, another type."""
+    wrong = [x.new_zeros(3, 5, 2, 7, 2), x.new_zeros(0, 2, 3), x.new_zeros(8, 2, 0, 4), x.new_zeros(1000), x.int()]
+    if x.dim() > 0:
+        wrong += [x[:-1].contiguous(), torch.cat([x, x]), x.new_zeros(())]
+    if x.dim() > 1:
+        wrong += [x.transpose(0, 1).contiguous(), x.flatten(), x[None].contiguous()]
+    return [w for w in wrong if w.shape != x.shape or w.dtype != x.dtype]
+
+
+@pytest.mark.parametrize("op", RAW_OPS)
+def test_raw_ops_survive_wrong_tensors(op: str, device: str) -> None:
+    """Each tensor in turn is replaced. What is not refused must be harmless, as CI sees under AddressSanitizer."""
+    function = getattr(torch.ops.srtod, op)
+    good = raw_calls(device)[op]
+    function(*good)
+    refused = 0
+    for k, argument in enumerate(good):
+        if not isinstance(argument, Tensor):
+            continue
+        for wrong in misshapen(argument):
+            with contextlib.suppress(RuntimeError, IndexError):
+                function(*good[:k], wrong, *good[k + 1 :])
+                continue
+            refused += 1
+    assert refused > 5
+
+
+@pytest.mark.parametrize(
+    ("op", "position", "wrong", "message"),
+    [
+        ("difference_map", 0, (8, 3, 8, 9), "expected two images of the same shape, with pixels"),
+        ("reconstruction_difference", 3, (7, 2), r"expected valid_size int64 \[N, 2\]"),
+        ("_reconstruction_difference_backward", 0, (8, 1, 8, 7), r"expected a gradient \[N, 1, H, W\]"),
+        ("_reconstruction_difference_backward", 1, (2,), "expected a gradient of one element"),
+        ("filtration", 0, (8, 2, 8, 8), r"expected difference \[N, 1, H, W\] and a size, neither empty"),
+        ("filtration", 1, (2,), "expected a threshold of one element"),
+        ("_filtration_backward", 0, (7, 1, 4, 4), r"expected a gradient \[N, 1, h, w\]"),
+        ("_filtration_backward", 0, (8, 1, 0, 4), "neither empty"),
+        ("channel_reweighting", 0, (8, 2, 4), r"expected features \[N, C, h, w\]"),
+        ("channel_reweighting", 0, (8, 3, 4, 4), r"expected weight1 \[R, C\], bias1 \[R\]"),
+        ("channel_reweighting", 4, (1,), r"expected weight1 \[R, C\], bias1 \[R\]"),
+        ("_channel_reweighting_backward", 0, (8, 3), r"expected pooled values \[N, C\]"),
+        ("_channel_reweighting_backward", 2, (2, 8), r"expected pooled values \[N, C\]"),
+        ("_channel_reweighting_backward", 2, (1, 16), r"expected pooled values \[N, C\]"),
+        ("_channel_reweighting_backward", 2, (16,), r"expected pooled values \[N, C\]"),
+        ("_channel_reweighting_backward", 5, (3, 2), r"expected argmax \[N, C\]"),
+        ("dgfe", 1, (7, 1, 8, 8), r"expected features \[N, C, h, w\] and difference \[N, 1, H, W\]"),
+        ("dgfe", 3, (3, 3), r"expected weight1 \[R, C\], bias1 \[R\]"),
+        ("dgfe_", 0, (8, 2, 0, 4), "none of the last four empty"),
+        ("_dgfe_backward", 0, (8, 2, 4, 5), "expected a gradient of the features' shape and type"),
+        ("_dgfe_backward", 4, (2, 8), r"expected pooled values \[N, C\]"),
+        ("_dgfe_backward", 4, (1, 16), r"expected pooled values \[N, C\]"),
+        ("_dgfe_backward", 7, (8, 3), r"expected argmax \[N, C\]"),
+    ],
+)
+def test_raw_ops_name_what_they_expect(
+    op: str, position: int, wrong: tuple[int, ...], message: str, device: str
+) -> None:
+    args = raw_calls(device)[op]
+    args[position] = args[position].new_zeros(wrong)
+    with pytest.raises(RuntimeError, match=message):
+        getattr(torch.ops.srtod, op)(*args)
+
+
+@pytest.mark.parametrize("index", [-1, 16, 2**62, -(2**62)])
+def test_raw_backward_with_an_argmax_outside_the_map(index: int, native_layout: str, kit: Any, device: str) -> None:
+    for op, position, maps in (("_dgfe_backward", 7, (0, 1)), ("_channel_reweighting_backward", 5, (1,))):
+        args = raw_calls(device)[op]
+        for k in maps:
+            args[k] = kit.lay_out(args[k], native_layout)
+        args[position].fill_(index)
+        gradient = getattr(torch.ops.srtod, op)(*args)[0]
+        assert gradient.isfinite().all()
+
+
+@pytest.mark.parametrize("code", [-1, 4, 99])
+def test_raw_ops_with_unknown_codes_stay_in_bounds(code: int, device: str) -> None:
+    calls = raw_calls(device)
+    filter_: Callable[..., Tensor] = torch.ops.srtod.filtration
+    for resize, surrogate in ((code, 0), (0, code)):
+        with contextlib.suppress(RuntimeError):
+            filter_(*calls["filtration"][:4], resize, surrogate, 9.0)
+            torch.ops.srtod._filtration_backward(*calls["_filtration_backward"][:3], resize, surrogate, 9.0)
+
+
+def test_raw_filter_sizes(device: str) -> None:
+    difference, threshold, *_ = raw_calls(device)["filtration"]
+    for height, width in ((0, 4), (4, -1), (2**62, 2**62)):
+        with pytest.raises(RuntimeError):
+            torch.ops.srtod.filtration(difference, threshold, height, width, 0, 2, 9.0)

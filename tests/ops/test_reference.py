@@ -1,0 +1,188 @@
+"""The one op tester: every op, forward and backward, against `srtod.ops.reference` in float64 on the same inputs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from srtod import ops
+from srtod.ops import reference
+from srtod.ops.surrogate import RESIZES, SURROGATES
+
+CALLS: dict[str, tuple[str, dict[str, Any]]] = {
+    "difference_map": ("difference_map", {}),
+    "difference_map_logits": ("difference_map", {"from_logits": True}),
+    "reconstruction_difference": ("reconstruction_difference", {}),
+    "reconstruction_difference_logits_valid": ("reconstruction_difference", {"from_logits": True, "valid_size": True}),
+    "filtration": ("filtration", {}),
+    "channel_reweighting": ("channel_reweighting", {}),
+    "dgfe": ("dgfe", {}),
+}
+
+
+@pytest.mark.parametrize("call", CALLS)
+def test_every_dtype_layout_and_size(
+    call: str, kit: Any, sizes: Any, layout: str, dtype: torch.dtype, device: str
+) -> None:
+    op, options = CALLS[call]
+    kit.assert_agrees(kit.case(op, sizes, dtype, device, layout, **options))
+
+
+@pytest.mark.parametrize("surrogate", SURROGATES)
+@pytest.mark.parametrize("resize", RESIZES)
+@pytest.mark.parametrize("size", ["odd", "upsampled"])
+@pytest.mark.parametrize("op", ["filtration", "dgfe"])
+def test_every_resize_and_surrogate(
+    op: str, size: str, resize: str, surrogate: str, kit: Any, dtype: torch.dtype, device: str
+) -> None:
+    kit.assert_agrees(
+        kit.case(op, kit.sizes[size], dtype, device, "sliced", resize=resize, surrogate=surrogate, alpha=40)
+    )
+
+
+@pytest.mark.parametrize("resize", RESIZES)
+@pytest.mark.parametrize("op", ["filtration", "dgfe"])
+def test_every_resize_and_size(op: str, resize: str, kit: Any, sizes: Any, native_layout: str, device: str) -> None:
+    kit.assert_agrees(kit.case(op, sizes, torch.float32, device, native_layout, resize=resize))
+
+
+@pytest.mark.parametrize("half", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("op", ["difference_map", "reconstruction_difference"])
+@pytest.mark.parametrize("from_logits", [False, True])
+def test_half_reconstruction_beside_float32_image(
+    op: str, from_logits: bool, half: torch.dtype, kit: Any, device: str
+) -> None:
+    case = kit.case(op, device=device, from_logits=from_logits)
+    case.tensors["reconstruction"] = case.tensors["reconstruction"].to(half)
+    kit.assert_agrees(case)
+
+
+@pytest.mark.parametrize("half", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("widened", ["difference", "mlp", "threshold", "features"])
+def test_dgfe_with_mixed_dtypes(widened: str, half: torch.dtype, kit: Any, native_layout: str, device: str) -> None:
+    case = kit.case("dgfe", kit.sizes["odd"], half, device, native_layout)
+    case.tensors["threshold"] = case.tensors["threshold"].to(half)
+    for name in case.tensors:
+        if name == widened or (widened == "mlp" and name.startswith(("weight", "bias"))):
+            case.tensors[name] = case.tensors[name].float()
+    kit.assert_agrees(case)
+
+
+def test_only_the_gradients_asked_for(kit: Any, device: str) -> None:
+    for op in ("difference_map", "reconstruction_difference", "filtration", "channel_reweighting", "dgfe"):
+        case = kit.case(op, device=device).require_grad()
+        outputs = case.run()
+        cotangents = tuple(torch.randn_like(output) for output in outputs)
+        together = case.gradients(outputs, cotangents)
+        for name, tensor in case.tensors.items():
+            alone = kit.case(op, device=device)
+            alone.tensors = {other: x.detach() for other, x in case.tensors.items()}
+            alone.tensors[name] = tensor
+            outputs = alone.run()
+            wanted = [k for k, output in enumerate(outputs) if output.requires_grad]
+            assert wanted
+            (gradient,) = torch.autograd.grad([outputs[k] for k in wanted], tensor, [cotangents[k] for k in wanted])
+            torch.testing.assert_close(gradient, together[name])
+
+
+@pytest.mark.parametrize("used", [0, 1])
+def test_reconstruction_difference_with_one_result_used(used: int, kit: Any, device: str) -> None:
+    case = kit.case("reconstruction_difference", device=device, valid_size=True).require_grad()
+    exact = case.in_float64().require_grad()
+    output, expected = case.run()[used], exact.specified()[used]
+    cotangent = torch.randn_like(output)
+    gradients = case.gradients((output,), (cotangent,))
+    for name, gradient in exact.gradients((expected,), (cotangent.double(),)).items():
+        torch.testing.assert_close(gradients[name], gradient.float(), rtol=1e-5, atol=1e-7)
+
+
+def test_inplace_dgfe(kit: Any, native_layout: str, sizes: Any, dtype: torch.dtype, device: str) -> None:
+    for resize in RESIZES:
+        case = kit.case("dgfe", sizes, dtype, device, native_layout, resize=resize)
+        (expected,) = case.run()
+        features = case.tensors["features"]
+        assert ops.dgfe_(**case.tensors, resize=resize) is features
+        assert torch.equal(features, expected)
+
+
+def test_inplace_dgfe_is_seen_by_autograd(kit: Any, device: str) -> None:
+    """Overwriting what an earlier op saved for its backward pass must be an error, not a wrong gradient."""
+    case = kit.case("dgfe", device=device)
+    features = case.tensors["features"]
+    scale = torch.ones_like(features, requires_grad=True)
+    product = scale * features
+    with torch.no_grad():
+        ops.dgfe_(**case.tensors)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        product.sum().backward()
+
+
+@pytest.mark.parametrize("surrogate", SURROGATES)
+def test_module(surrogate: str, kit: Any, native_layout: str, device: str) -> None:
+    case = kit.case("dgfe", kit.sizes["even"], device=device, layout=native_layout).require_grad()
+    module = ops.DGFE(16, 4, threshold=1 / 64, surrogate=surrogate, alpha=40).to(device)
+    fields = {"threshold": module.threshold, "weight1": module.fc1.weight, "bias1": module.fc1.bias}
+    fields |= {"weight2": module.fc2.weight, "bias2": module.fc2.bias}
+    case.tensors |= fields
+    case.options = {"surrogate": surrogate, "alpha": 40}
+    output = module(case.tensors["features"], case.tensors["difference"])
+    (expected,) = case.specified()
+    torch.testing.assert_close(output, expected)
+    cotangent = torch.randn_like(output)
+    expected_gradients = case.gradients((expected,), (cotangent,))
+    output.backward(cotangent)
+    for name, tensor in case.tensors.items():
+        torch.testing.assert_close(tensor.grad, expected_gradients[name], rtol=1e-4, atol=1e-5)
+    assert (module.threshold.grad != 0) == (surrogate != "none")
+
+
+def test_module_in_place_only_without_gradients(kit: Any, device: str) -> None:
+    case = kit.case("dgfe", device=device)
+    features, difference = case.tensors["features"], case.tensors["difference"]
+    module = ops.DGFE(16, 4, inplace=True).to(device)
+    before = features.clone()
+    recorded = module(features, difference)
+    assert torch.equal(features, before)
+    with torch.no_grad():
+        assert module(features, difference) is features
+    assert torch.equal(features, recorded)
+
+
+def test_module_state() -> None:
+    module = ops.DGFE(32, 8, threshold=40 / 255)
+    assert {"threshold", "fc1.weight", "fc1.bias", "fc2.weight", "fc2.bias"} == set(module.state_dict())
+    assert module.fc1.weight.shape == (4, 32)
+    with torch.no_grad():
+        module.threshold.fill_(1.5)
+    module.clamp_threshold_()
+    assert module.threshold == 1
+    fixed = ops.DGFE(32, learn_threshold=False)
+    assert "threshold" in fixed.state_dict()
+    assert "threshold" not in dict(fixed.named_parameters())
+    assert "surrogate=sigmoid" in repr(fixed)
+
+
+def test_use_reference_runs_the_reference(kit: Any, device: str) -> None:
+    """The reference is differentiable twice, the compiled ops are not: so it shows which of them ran."""
+    case = kit.case("dgfe", device=device).require_grad()
+    with ops.use_reference():
+        assert not ops.is_fused(device)
+        (output,) = case.run()
+        (specified,) = case.specified()
+        assert torch.equal(output, specified)
+        (first,) = torch.autograd.grad(output.square().sum(), case.tensors["features"], create_graph=True)
+        first.square().sum().backward()
+    assert case.tensors["weight1"].grad.abs().sum() > 0
+    assert ops.is_fused(device)
+
+
+def test_surrogates_reach_half_their_peak_at_four_grey_levels() -> None:
+    u = torch.tensor([0.0, 4 / 255], dtype=torch.float64)
+    for surrogate in ("sigmoid", "atan", "triangle"):
+        peak, half = reference.surrogate_derivative(u, surrogate)
+        assert half / peak == pytest.approx(0.5, abs=0.01), surrogate
+    inside, outside = reference.surrogate_derivative(u[1] * torch.tensor([0.99, 1.01]), "rect")
+    assert inside > 0
+    assert outside == 0
