@@ -111,12 +111,14 @@ inline void check_mlp(const char* op, const Tensor& features, const Tensor& weig
 
 inline void check_pooled(const char* op, const Tensor& features, std::initializer_list<const Tensor*> pooled,
                          const Tensor& argmax) {
-  const int64_t expected = features.size(0) * features.size(1);
+  const auto has_shape = [&](const Tensor& t) {
+    return t.dim() >= 2 && t.size(0) == features.size(0) && t.size(1) == features.size(1) &&
+           t.numel() == features.size(0) * features.size(1) && t.is_contiguous();
+  };
   for (const Tensor* t : pooled)
-    STD_TORCH_CHECK(t->dim() == 2 && t->size(0) == features.size(0) && t->size(1) == features.size(1) &&
-                        t->is_contiguous() && t->scalar_type() == compute_type(features.scalar_type()),
-                    op, ": expected pooled values [N, C], contiguous, in the type of arithmetic");
-  STD_TORCH_CHECK(argmax.numel() == expected && argmax.is_contiguous() && argmax.scalar_type() == ScalarType::Long, op,
+    STD_TORCH_CHECK(has_shape(*t) && t->scalar_type() == compute_type(features.scalar_type()), op,
+                    ": expected pooled values [N, C], contiguous, in the type of arithmetic");
+  STD_TORCH_CHECK(has_shape(argmax) && argmax.scalar_type() == ScalarType::Long, op,
                   ": expected argmax [N, C], contiguous, int64");
 }
 
