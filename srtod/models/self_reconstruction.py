@@ -108,7 +108,8 @@ class SelfReconstruction(nn.Module):
         height, width = image.shape[-2:]
         logits = self.reconstruction_head.logits(features)[..., :height, :width]
         valid_size = None
-        if image_sizes is not None and not self.padding_in_loss:
+        is_padded = image_sizes is not None and any(tuple(size) != (height, width) for size in image_sizes)
+        if is_padded and not self.padding_in_loss:
             valid_size = torch.tensor(image_sizes, dtype=torch.int64).to(image.device, non_blocking=True)
         difference, loss = reconstruction_difference(logits, image, from_logits=True, valid_size=valid_size)
         return self.dgfe(features, difference), SelfReconstructionOutput(loss, difference, logits)

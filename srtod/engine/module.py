@@ -1,0 +1,133 @@
+"""The Lightning module: what one training step does, and the optimiser's schedule."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Sequence
+from typing import Any, cast
+
+import lightning as L
+import torch
+from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR
+
+from srtod.checkpoint import DESCRIPTION, describe
+from srtod.data import Target
+from srtod.models import Backbone, build_detector
+from srtod.ops import DGFE
+
+from .config import TrainConfig
+
+__all__ = ["DetectionModule", "learning_rate_factor", "parameter_groups"]
+
+WARMUP_FACTOR = 0.001
+STEP_FACTOR = 0.1
+
+
+class DetectionModule(L.LightningModule):
+    """Trains a detector by SGD with the paper's schedule: linear warm-up, then steps.
+
+    Logs every loss as `train/<loss>`, their sum as `train/loss`, the `learning_rate`, and the threshold in grey levels
+    as `threshold_x255`.
+
+    Args:
+        config: the run.
+        class_names: name of each class; label k is `class_names[k - 1]`.
+        category_ids: COCO category id of each class.
+    """
+
+    def __init__(self, config: TrainConfig, class_names: Sequence[str], category_ids: Sequence[int]) -> None:
+        super().__init__()
+        self.config = config
+        self.class_names = list(class_names)
+        self.category_ids = list(category_ids)
+        self.detector = build_detector(num_classes=len(class_names) + 1, **config.model.arguments)
+        self.enhancements = [module for module in self.detector.modules() if isinstance(module, DGFE)]
+
+    def training_step(self, batch: tuple[list[Tensor], list[Target]], batch_index: int) -> Tensor:
+        images, targets = batch
+        losses = self.detector(images, targets)
+        loss = torch.stack(list(losses.values())).sum()
+        if not bool(loss.isfinite()):
+            raise FloatingPointError(self._describe_non_finite(losses, targets))
+        self.log("train/loss", loss.detach(), prog_bar=True, batch_size=len(images))
+        self.log_dict({f"train/{name}": value.detach() for name, value in losses.items()}, batch_size=len(images))
+        self.log("learning_rate", self.trainer.optimizers[0].param_groups[0]["lr"])
+        for enhancement in self.enhancements:
+            self.log("threshold_x255", 255 * enhancement.threshold.detach())
+        return loss
+
+    def validation_step(self, batch: tuple[list[Tensor], list[Target]], batch_index: int) -> dict[str, Any]:
+        return {"detections": self.detector(batch[0])}
+
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        """As Lightning's; afterwards brings the threshold back into [0, 1]."""
+        super().optimizer_step(*args, **kwargs)
+        for enhancement in self.enhancements:
+            enhancement.clamp_threshold_()
+
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
+        config = self.config
+        groups = parameter_groups(self.detector, config.lr, config.weight_decay, config.threshold_lr)
+        optimizer = torch.optim.SGD(groups, momentum=config.momentum)
+        steps = int(self.trainer.estimated_stepping_batches)
+        milestones = [epoch * steps // config.epochs for epoch in config.milestones]
+        warmup = min(config.warmup, steps // 10)
+        schedule = LambdaLR(optimizer, lambda step: learning_rate_factor(step, warmup, milestones))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint[DESCRIPTION] = describe(self._model_options(), self.class_names, self.category_ids)
+
+    def _model_options(self) -> dict[str, Any]:
+        """The arguments of `build_detector` that rebuild the detector without the file of the backbone's weights."""
+        backbone = cast(Backbone, self.detector.backbone)
+        return self.config.model.arguments | {
+            "num_classes": self.detector.num_classes,
+            "weights": None,
+            "trainable_layers": len(backbone.layers) - backbone.frozen_layers,
+            "norm": self.config.model.norm or ("frozen_batch" if backbone.freeze_statistics else "batch"),
+        }
+
+    def _describe_non_finite(self, losses: dict[str, Tensor], targets: list[Target]) -> str:
+        table = ", ".join(f"{name} {value.item():g}" for name, value in losses.items())
+        return (
+            f"the loss is no longer finite at step {self.global_step} ({table}; images "
+            f"{', '.join(target['file_name'] for target in targets)}); lower lr or clip_grad_norm, or lengthen warmup"
+        )
+
+
+def parameter_groups(model: nn.Module, lr: float, weight_decay: float, threshold_lr: float) -> list[dict[str, Any]]:
+    """The trained parameters in three groups for the optimiser: weights, biases and norms, and thresholds.
+
+    Weights alone decay: decay would pull the threshold to 0 whatever the data say, and biases and the scales of norms
+    have no need of it (the authors' code decays all). The threshold has a learning rate of its own, because it is about
+    0.02 and with that of the weights one step would carry it from end to end of its range.
+
+    Args:
+        model: the detector.
+        lr: learning rate.
+        weight_decay: of the weights, tensors of two or more dimensions.
+        threshold_lr: learning rate of thresholds, as a share of `lr`.
+    """
+    trained = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
+    thresholds = [parameter for name, parameter in trained if name.endswith("threshold")]
+    others = [parameter for name, parameter in trained if not name.endswith("threshold")]
+    return [
+        {"params": [parameter for parameter in others if parameter.ndim > 1], "lr": lr, "weight_decay": weight_decay},
+        {"params": [parameter for parameter in others if parameter.ndim <= 1], "lr": lr, "weight_decay": 0.0},
+        {"params": thresholds, "lr": threshold_lr * lr, "weight_decay": 0.0},
+    ]
+
+
+def learning_rate_factor(step: int, warmup: int, milestones: Sequence[int]) -> float:
+    """The learning rate at a step, as a share of the configured one.
+
+    Args:
+        step: the optimiser's step, from 0.
+        warmup: steps over which it rises linearly from 0.001 to 1.
+        milestones: steps at each of which it drops to a tenth.
+    """
+    rise = 1.0 if step >= warmup else WARMUP_FACTOR + (1 - WARMUP_FACTOR) * step / warmup
+    return rise * STEP_FACTOR ** bisect_right(milestones, step)

@@ -1,0 +1,105 @@
+"""The data module: what is loaded, in which order, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+from srtod.engine import DataConfig, DetectionData
+
+SWARM = DataConfig(swarm_images=6, swarm_size=128, batch_size=2)
+
+
+def epoch(data: DetectionData, number: int) -> list[tuple[int, Tensor]]:
+    """Image ids and pixels of an epoch, in the order they come."""
+    loader = data.train_dataloader()
+    loader.sampler.set_epoch(number)
+    return [(target["image_id"], image) for batch in loader for image, target in zip(*batch, strict=True)]
+
+
+def equal(first: list[tuple[int, Tensor]], second: list[tuple[int, Tensor]]) -> bool:
+    return [i for i, _ in first] == [i for i, _ in second] and all(
+        torch.equal(a, b) for (_, a), (_, b) in zip(first, second, strict=True)
+    )
+
+
+@pytest.fixture
+def coco(tmp_path: Path) -> dict[str, Any]:
+    """A COCO set of one image, written to `tmp_path`."""
+    Image.new("RGB", (64, 64)).save(tmp_path / "a.png")
+    content = {
+        "images": [{"id": 1, "file_name": "a.png", "width": 64, "height": 64}],
+        "annotations": [
+            {"id": 1, "image_id": 1, "category_id": 7, "bbox": [10, 10, 12, 12], "area": 144, "iscrowd": 0}
+        ],
+        "categories": [{"id": 7, "name": "car"}],
+    }
+    (tmp_path / "train.json").write_text(json.dumps(content))
+    return content
+
+
+def test_order_and_augmentation_follow_from_seed_and_epoch_alone() -> None:
+    torch.manual_seed(1)
+    first = epoch(DetectionData(SWARM, seed=5), 3)
+    torch.manual_seed(2)
+    assert equal(epoch(DetectionData(SWARM, seed=5), 3), first)
+    assert sorted(image_id for image_id, _ in first) == [1, 2, 3, 4, 5, 6]
+
+
+def test_workers_change_nothing() -> None:
+    with_worker = DataConfig(swarm_images=6, swarm_size=128, batch_size=2, workers=1)
+    assert equal(epoch(DetectionData(with_worker, seed=5), 0), epoch(DetectionData(SWARM, seed=5), 0))
+
+
+def test_epochs_and_seeds_differ() -> None:
+    data = DetectionData(SWARM, seed=5)
+    assert not equal(epoch(data, 0), epoch(data, 1))
+    assert not equal(epoch(data, 0), epoch(DetectionData(SWARM, seed=6), 0))
+
+
+def test_loading_leaves_the_random_generator_alone() -> None:
+    data = DetectionData(SWARM, seed=5)
+    torch.manual_seed(3)
+    expected = torch.rand(1)
+    torch.manual_seed(3)
+    for position, seed in data.train_dataloader().sampler:
+        data.train_dataloader().dataset[position, seed]
+    assert torch.equal(torch.rand(1), expected)
+
+
+def test_the_swarm_is_split_into_different_images() -> None:
+    data = DetectionData(SWARM, seed=0)
+    assert (len(data.train_set), len(data.test_set)) == (6, 1)
+    assert not torch.equal(data.train_set[0][0], data.test_set[0][0])
+
+
+def test_coco_files(coco: dict[str, Any], tmp_path: Path) -> None:
+    files = DataConfig(str(tmp_path / "train.json"), str(tmp_path), str(tmp_path / "train.json"))
+    data = DetectionData(files, seed=0)
+    assert data.train_set.category_ids == [7]
+    assert data.name == tmp_path.name
+
+
+def test_sets_of_different_categories_are_refused(coco: dict[str, Any], tmp_path: Path) -> None:
+    (tmp_path / "test.json").write_text(json.dumps(coco | {"categories": [{"id": 7, "name": "bus"}]}))
+    with pytest.raises(ValueError, match=r"must list the same categories, got \{7: 'car'\} and \{7: 'bus'\}"):
+        DetectionData(DataConfig(str(tmp_path / "train.json"), str(tmp_path), str(tmp_path / "test.json")), seed=0)
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (DataConfig(train_json="a.json"), "train_json needs train_images beside it"),
+        (DataConfig(train_json="a.json", train_images="."), "train_json needs test_json beside it"),
+        (DataConfig(test_json="a.json"), "test_json is given without train_json"),
+    ],
+)
+def test_incomplete_options_are_refused(config: DataConfig, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        DetectionData(config, seed=0)

@@ -1,0 +1,59 @@
+"""The Lightning module: schedule, parameter groups, threshold, matched starts, and losses that are not finite."""
+
+from __future__ import annotations
+
+import lightning as L
+import pytest
+import torch
+
+from srtod.engine import DetectionModule, ModelConfig, TrainConfig
+from srtod.engine.module import learning_rate_factor, parameter_groups
+
+
+def module(**options: object) -> DetectionModule:
+    L.seed_everything(7, verbose=False)
+    return DetectionModule(TrainConfig(ModelConfig(**{"channels": 16} | options)), ["drone"], [1])
+
+
+def test_learning_rate_rises_and_then_drops_in_steps() -> None:
+    factors = [learning_rate_factor(step, 4, [6, 8]) for step in range(10)]
+    assert factors == pytest.approx([0.001, 0.25075, 0.5005, 0.75025, 1, 1, 0.1, 0.1, 0.01, 0.01])
+
+
+def test_learning_rate_without_warmup() -> None:
+    assert learning_rate_factor(0, 0, []) == 1
+
+
+def test_only_weights_decay_and_the_threshold_has_its_own_rate() -> None:
+    detector = module().detector
+    weights, others, thresholds = parameter_groups(detector, 0.02, 1e-4, 0.01)
+    assert [group["weight_decay"] for group in (weights, others, thresholds)] == [1e-4, 0, 0]
+    assert [group["lr"] for group in (weights, others, thresholds)] == pytest.approx([0.02, 0.02, 0.0002])
+    assert all(parameter.ndim > 1 for parameter in weights["params"])
+    assert all(parameter.ndim == 1 for parameter in others["params"])
+    assert thresholds["params"][0] is detector.self_reconstruction.dgfe.threshold
+    assert sum(len(group["params"]) for group in (weights, others, thresholds)) == len(list(detector.parameters()))
+
+
+def test_frozen_parameters_are_left_out() -> None:
+    groups = parameter_groups(module(trainable_layers=0).detector.backbone, 0.02, 1e-4, 0.01)
+    assert not any(group["params"] for group in groups)
+
+
+def test_a_seed_gives_the_same_shared_weights_with_and_without_self_reconstruction() -> None:
+    with_it = module().state_dict()
+    after_it = torch.rand(1)
+    without_it = module(self_reconstruction=False).state_dict()
+    assert torch.equal(torch.rand(1), after_it)
+    assert without_it.keys() < with_it.keys()
+    assert all(torch.equal(with_it[name], value) for name, value in without_it.items())
+
+
+def test_a_loss_that_is_not_finite_is_told_with_its_parts_and_images() -> None:
+    broken = module()
+    torch.nn.init.constant_(broken.detector.head.rpn.head.bbox_pred.bias, float("inf"))
+    target = {"boxes": torch.tensor([[8.0, 8, 16, 16]]), "labels": torch.tensor([1]), "file_name": "a.png"}
+    with pytest.raises(
+        FloatingPointError, match=r"at step 0 \(.*loss_rpn_box_reg (inf|nan).*images a\.png\); lower lr"
+    ):
+        broken.training_step(([torch.rand(3, 64, 64)], [target]), 0)

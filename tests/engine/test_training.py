@@ -1,0 +1,194 @@
+"""A whole run: its folder, its logs, its checkpoints, and what it leaves when it fails."""
+
+from __future__ import annotations
+
+import csv
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch import Tensor
+
+from srtod.checkpoint import load_detector
+from srtod.engine import DataConfig, DetectionModule, ModelConfig, TrainConfig, TrainedRun, train
+from srtod.models import Detector
+
+CONFIG = TrainConfig(
+    ModelConfig(channels=16),
+    DataConfig(swarm_images=10, swarm_size=128, batch_size=2),
+    epochs=2,
+    limit_batches=2,
+    panels=1,
+    seed=3,
+    accelerator="cpu",
+)
+LOSSES = ("loss", "loss_objectness", "loss_rpn_box_reg", "loss_classifier", "loss_box_reg", "loss_reconstruction")
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> TrainedRun:
+    return train(replace(CONFIG, output=str(tmp_path_factory.mktemp("runs") / "swarm")))
+
+
+def column(run: TrainedRun, name: str) -> list[float]:
+    with (run.folder / "logs" / "metrics.csv").open() as file:
+        return [float(row[name]) for row in csv.DictReader(file) if row[name]]
+
+
+def test_the_folder_holds_everything(run: TrainedRun) -> None:
+    names = {str(path.relative_to(run.folder)) for path in run.folder.rglob("*") if path.is_file()}
+    assert {"config.yaml", "metrics.json", "checkpoints/best.ckpt", "checkpoints/last.ckpt"} < names
+    assert {"logs/metrics.csv", "panels/swarm_1_00000.png"} < names
+    assert not any(name.endswith(".part") for name in names)
+    Image.open(run.folder / "panels" / "swarm_1_00000.png").verify()
+
+
+def test_the_configuration_is_saved_as_it_was(run: TrainedRun) -> None:
+    saved = yaml.safe_load((run.folder / "config.yaml").read_text())
+    assert saved == replace(CONFIG, output=saved["output"]).as_dict()
+
+
+def test_metrics_are_those_of_the_best_checkpoint(run: TrainedRun) -> None:
+    summary = json.loads((run.folder / "metrics.json").read_text())
+    assert summary["metrics"] == run.metrics == load_detector(run.folder / summary["checkpoint"]).metrics
+    assert run.metrics["AP"] == pytest.approx(max(column(run, "AP")))
+    assert summary["seed"] == 3
+
+
+def test_every_loss_the_threshold_and_the_learning_rate_are_logged_twice(run: TrainedRun) -> None:
+    events = EventAccumulator(str(run.folder / "logs")).Reload()
+    for name in [*(f"train/{loss}" for loss in LOSSES), "threshold_x255", "learning_rate", "AP", "AP50", "APvt"]:
+        logged = column(run, name)
+        assert [event.value for event in events.Scalars(name)] == pytest.approx(logged)
+    assert column(run, "learning_rate") == pytest.approx([0.02, 0.002])
+
+
+def test_a_checkpoint_alone_rebuilds_the_detector(run: TrainedRun) -> None:
+    trained = load_detector(run.folder / "checkpoints" / "last.ckpt")
+    assert (trained.class_names, trained.category_ids) == (["drone"], [1])
+    assert not trained.detector.training
+    state = torch.load(run.folder / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+    assert all(torch.equal(state[f"detector.{name}"], value) for name, value in trained.detector.state_dict().items())
+
+
+def test_a_second_run_gets_a_numbered_folder_and_the_same_result(run: TrainedRun) -> None:
+    before = (run.folder / "metrics.json").read_bytes()
+    second = train(replace(CONFIG, output=str(run.folder)))
+    assert second.folder == run.folder.with_name("swarm-2")
+    assert second.metrics == run.metrics
+    assert column(second, "train/loss") == column(run, "train/loss")
+    assert (run.folder / "metrics.json").read_bytes() == before
+
+
+def test_a_plain_detector_sees_the_same_batches_and_logs_no_threshold(
+    run: TrainedRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    batches: dict[bool, list[tuple[list[str], list[Tensor]]]] = {True: [], False: []}
+    step = DetectionModule.training_step
+
+    def recording(self: DetectionModule, batch: Any, index: int) -> Tensor:
+        seen = batches[self.config.model.self_reconstruction]
+        seen.append(([target["file_name"] for target in batch[1]], batch[0]))
+        return step(self, batch, index)
+
+    monkeypatch.setattr(DetectionModule, "training_step", recording)
+    for self_reconstruction in (True, False):
+        model = replace(CONFIG.model, self_reconstruction=self_reconstruction)
+        plain = train(replace(CONFIG, model=model, output=str(tmp_path / "run")))
+    for (names, images), (plain_names, plain_images) in zip(batches[True], batches[False], strict=True):
+        assert names == plain_names
+        assert all(torch.equal(image, other) for image, other in zip(images, plain_images, strict=True))
+    assert "threshold_x255" not in (plain.folder / "logs" / "metrics.csv").read_text()
+
+
+def test_the_threshold_stays_in_range(tmp_path: Path) -> None:
+    model = replace(CONFIG.model, threshold=0.0, surrogate="ste")
+    extreme = train(replace(CONFIG, model=model, threshold_lr=1e4, clip_grad_norm=None, output=str(tmp_path / "run")))
+    assert all(0 <= value <= 255 for value in column(extreme, "threshold_x255"))
+    assert (
+        0
+        <= load_detector(extreme.folder / "checkpoints" / "last.ckpt").detector.self_reconstruction.dgfe.threshold
+        <= 1
+    )
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    forward = Detector.forward
+
+    def exploding(self: Detector, *arguments: Any) -> Any:
+        result = forward(self, *arguments)
+        return {name: loss * float("nan") for name, loss in result.items()} if self.training else result
+
+    monkeypatch.setattr(Detector, "forward", exploding)
+    with pytest.raises(FloatingPointError, match="loss_classifier nan"):
+        train(replace(CONFIG, output=str(tmp_path / "run")))
+    assert not list(tmp_path.rglob("*.ckpt"))
+
+
+def test_a_disk_that_fills_up_leaves_the_checkpoint_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save, calls = torch.save, 0
+
+    def filling(content: Any, file: Any) -> None:
+        nonlocal calls
+        calls += 1
+        if calls > 2:
+            file.write(b"half")
+            raise OSError(28, "No space left on device")
+        save(content, file)
+
+    monkeypatch.setattr(torch, "save", filling)
+    with pytest.raises(
+        OSError, match=r"could not be written \(.*No space left on device.*\); the one before it is kept"
+    ):
+        train(replace(CONFIG, epochs=4, output=str(tmp_path / "run")))
+    checkpoints = tmp_path / "run" / "checkpoints"
+    assert sorted(path.name for path in checkpoints.iterdir()) == ["best.ckpt", "last.ckpt"]
+    load_detector(checkpoints / "last.ckpt")
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        (
+            {"data": DataConfig(train_json="absent.json", train_images=".", test_json="t.json")},
+            FileNotFoundError,
+            "absent",
+        ),
+        ({"model": ModelConfig(detector="yolo")}, ValueError, "unknown detector 'yolo'"),
+        ({"model": ModelConfig(weights="absent.pth")}, ValueError, "absent.pth"),
+    ],
+)
+def test_bad_input_leaves_no_folder(
+    tmp_path: Path, options: dict[str, Any], error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        train(replace(CONFIG, output=str(tmp_path / "run"), **options))
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_an_image_that_cannot_be_decoded_is_named(tmp_path: Path, workers: int) -> None:
+    (tmp_path / "a.png").write_bytes(b"not an image")
+    box = {"id": 1, "image_id": 1, "category_id": 1, "bbox": [8, 8, 12, 12]}
+    content = {
+        "images": [{"id": 1, "file_name": "a.png", "width": 64, "height": 64}],
+        "annotations": [box],
+        "categories": [{"id": 1, "name": "drone"}],
+    }
+    (tmp_path / "train.json").write_text(json.dumps(content))
+    file = str(tmp_path / "train.json")
+    data = DataConfig(file, str(tmp_path), file, workers=workers)
+    with pytest.raises(ValueError, match=r"^\S+/a\.png cannot be read as an image[^\n]*$"):
+        train(replace(CONFIG, data=data, output=str(tmp_path / "run")))
+
+
+def test_an_output_that_cannot_be_made_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(OSError, match=r"file/run cannot be made \(Not a directory\); choose another output"):
+        train(replace(CONFIG, output=str(tmp_path / "file" / "run")))

@@ -1,0 +1,84 @@
+"""Command-line options made from a dataclass."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import pytest
+
+from srtod._options import parse_options
+from srtod.engine.config import TrainConfig, option
+
+
+@dataclass(frozen=True)
+class Inner:
+    """Inner options."""
+
+    anchor_scale: float = option(4.0, "a number")
+    resize: Literal["nearest", "max"] | None = option(None, "a choice")
+
+
+@dataclass(frozen=True)
+class Outer:
+    """Outer options."""
+
+    inner: Inner = Inner()
+    enabled: bool = option(True, "a switch, 100 %")
+    steps: tuple[int, ...] | None = option(None, "some numbers")
+    size: int | None = option(8, "a number or none")
+    name: str = option("a", "some text")
+
+
+def test_defaults() -> None:
+    assert parse_options(Outer, []) == Outer()
+
+
+def test_every_type() -> None:
+    arguments = ["--anchor-scale", "4/255", "--resize", "max", "--no-enabled", "--steps", "8", "11", "--size", "none"]
+    assert parse_options(Outer, [*arguments, "--name=b"]) == Outer(Inner(4 / 255, "max"), False, (8, 11), None, "b")
+
+
+def test_none_is_not_a_choice_where_it_is_a_value() -> None:
+    assert parse_options(TrainConfig, ["--surrogate", "none"]).model.surrogate == "none"
+    assert parse_options(TrainConfig, ["--norm", "none"]).model.norm is None
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("--anchor-scal 3", "unknown option --anchor-scal; did you mean --anchor-scale?"),
+        ("--anchor_scale 3", "unknown option --anchor_scale; did you mean --anchor-scale?"),
+        ("--quux", "unknown option --quux; --help lists them all"),
+        ("stray", "unknown option stray; --help lists them all"),
+        ("--anchor-scale x", "argument --anchor-scale: invalid number value: 'x'"),
+        ("--anchor-scale nan", "argument --anchor-scale: invalid number value: 'nan'"),
+        ("--anchor-scale 1/0", "argument --anchor-scale: invalid number value: '1/0'"),
+        ("--size 2.5", "argument --size: invalid int value: '2.5'"),
+        ("--resize cubic", "argument --resize: invalid choice: 'cubic'"),
+        ("--name", "argument --name: expected one argument"),
+    ],
+)
+def test_bad_options_end_with_one_sentence(arguments: str, message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        parse_options(Outer, arguments.split(), prog="tool")
+    error = capsys.readouterr().err
+    assert end.value.code == 2
+    assert error.startswith(f"tool: error: {message}")
+    assert error.count("\n") == 1
+
+
+def test_help_shows_documentation_groups_and_defaults(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        parse_options(Outer, ["--help"], prog="tool", description="A tool.")
+    text = capsys.readouterr().out
+    for part in (
+        "usage: tool [options]",
+        "A tool.",
+        "Inner options:",
+        "--anchor-scale X",
+        "a number [4]",
+        "100 %",
+        "[none]",
+    ):
+        assert part in text

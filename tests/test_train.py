@@ -1,0 +1,129 @@
+"""`python -m srtod.train`: exit status, messages, and what is left behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from srtod import train
+from srtod._cli import run
+from srtod.checkpoint import load_detector
+
+QUICK = [
+    *("--channels", "16", "--swarm-images", "10", "--swarm-size", "128", "--limit-batches", "1"),
+    *("--threads", "1", "--accelerator", "cpu"),
+]
+COCO = {
+    "images": [{"id": 1, "file_name": "a.png", "width": 64, "height": 64}],
+    "annotations": [],
+    "categories": [{"id": 1, "name": "drone"}],
+}
+
+
+def call(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int | str:
+    """The exit status of the command line, or the sentence that it ends with."""
+    monkeypatch.setattr(sys, "argv", ["train", *QUICK, *arguments])
+    try:
+        run(train.main)
+    except SystemExit as end:
+        return end.code or 0
+    return 0
+
+
+def test_a_short_run_prints_the_table_and_the_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert call(monkeypatch, "--epochs", "1", "--no-self-reconstruction", "--panels", "1") == 0
+    printed = capsys.readouterr().out
+    assert "AP50" in printed
+    assert printed.endswith("runs/swarm: checkpoints, logs, metrics.json and panels\n")
+    assert load_detector("runs/swarm/checkpoints/best.ckpt").detector.self_reconstruction is None
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "train.json does not exist"),
+        ("", "train.json is empty"),
+        ('{"images": [', "train.json is not valid JSON"),
+        ('{"images": []}', "train.json has no 'annotations'"),
+        (json.dumps(COCO), "train.json has no box to train on"),
+    ],
+)
+def test_bad_annotations_end_with_one_sentence(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    content: str | None,
+    message: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("a.png").touch()
+    if content is not None:
+        Path("train.json").write_text(content)
+    before = sorted(tmp_path.rglob("*"))
+    files = ["--train-json", "train.json", "--train-images", ".", "--test-json", "train.json"]
+    assert call(monkeypatch, *files) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: {message}")
+    assert error.count("\n") == 1
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("--anchr-scale 2", "unknown option --anchr-scale; did you mean --anchor-scale?"),
+        ("--epochs 0", "epochs must be positive, got 0"),
+        ("--weights absent.pth", "absent.pth"),
+        ("--output train.py/run", "cannot be made (Not a directory); choose another output"),
+    ],
+)
+def test_bad_options_end_with_one_sentence(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    arguments: str,
+    message: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("train.py").touch()
+    assert call(monkeypatch, *arguments.split()) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["train.py"]
+
+
+def test_a_loss_that_is_not_finite_ends_with_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ending = call(
+        monkeypatch, "--lr", "1e30", "--clip-grad-norm", "none", "--limit-batches", "4", "--output", str(tmp_path / "x")
+    )
+    assert isinstance(ending, str)
+    assert ending.startswith("error: the loss is no longer finite at step ")
+
+
+def test_ctrl_c_keeps_the_last_checkpoint_and_says_where(tmp_path: Path) -> None:
+    last = tmp_path / "run" / "checkpoints" / "last.ckpt"
+    command = [sys.executable, "-m", "srtod.train", *QUICK, "--epochs", "1000", "--output", str(tmp_path / "run")]
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}
+    )
+    deadline = time.monotonic() + 120
+    while not last.exists() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    _, error = process.communicate(timeout=60)
+    assert process.returncode == 130, error
+    assert f"the last finished epoch is in {last}" in error
+    assert "Traceback" not in error
+    assert load_detector(last).class_names == ["drone"]
+    assert not list(tmp_path.rglob("*.part"))
