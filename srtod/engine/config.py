@@ -28,7 +28,8 @@ class ModelConfig:
         None, "how many of the backbone's 5 layers train, from the last backwards; none: 3 with weights, else 5"
     )
     norm: Literal["frozen_batch", "batch", "group"] | None = option(
-        None, "the backbone's normalisation; none: frozen_batch with weights, else batch"
+        None,
+        "the backbone's normalisation; none: frozen_batch with weights, else group, which suits batches of few images",
     )
     channels: int = option(128, "channels of the feature pyramid; the paper has 256")
     anchor_scale: float = option(2.0, "side of a square anchor, in strides; paper: DroneSwarms 2, AI-TOD 4, VisDrone 6")
@@ -48,7 +49,12 @@ class ModelConfig:
     def arguments(self) -> dict[str, Any]:
         """The arguments of `srtod.models.build_detector`, but for the number of classes."""
         arguments = dataclasses.asdict(self)
-        return {"name": arguments.pop("detector")} | arguments
+        pretrained = self.weights is not None
+        return arguments | {
+            "name": arguments.pop("detector"),
+            "trainable_layers": (3 if pretrained else 5) if self.trainable_layers is None else self.trainable_layers,
+            "norm": self.norm or ("frozen_batch" if pretrained else "group"),
+        }
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import Any
 
 import lightning as L
 import torch
@@ -14,7 +14,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from srtod.checkpoint import DESCRIPTION, describe
 from srtod.data import Target
-from srtod.models import Backbone, build_detector
+from srtod.models import build_detector
 from srtod.ops import DGFE
 
 from .config import TrainConfig
@@ -42,7 +42,8 @@ class DetectionModule(L.LightningModule):
         self.config = config
         self.class_names = list(class_names)
         self.category_ids = list(category_ids)
-        self.detector = build_detector(num_classes=len(class_names) + 1, **config.model.arguments)
+        self.model = config.model.arguments | {"num_classes": len(class_names) + 1}
+        self.detector = build_detector(**self.model)
         self.enhancements = [module for module in self.detector.modules() if isinstance(module, DGFE)]
 
     def training_step(self, batch: tuple[list[Tensor], list[Target]], batch_index: int) -> Tensor:
@@ -78,17 +79,7 @@ class DetectionModule(L.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint[DESCRIPTION] = describe(self._model_options(), self.class_names, self.category_ids)
-
-    def _model_options(self) -> dict[str, Any]:
-        """The arguments of `build_detector` that rebuild the detector without the file of the backbone's weights."""
-        backbone = cast(Backbone, self.detector.backbone)
-        return self.config.model.arguments | {
-            "num_classes": self.detector.num_classes,
-            "weights": None,
-            "trainable_layers": len(backbone.layers) - backbone.frozen_layers,
-            "norm": self.config.model.norm or ("frozen_batch" if backbone.freeze_statistics else "batch"),
-        }
+        checkpoint[DESCRIPTION] = describe(self.model | {"weights": None}, self.class_names, self.category_ids)
 
     def _describe_non_finite(self, losses: dict[str, Tensor], targets: list[Target]) -> str:
         table = ", ".join(f"{name} {value.item():g}" for name, value in losses.items())

@@ -23,9 +23,9 @@ class Up(nn.Module):
         self.transpose = nn.ConvTranspose2d(in_channels, channels, kernel_size=4, stride=2, padding=1)
         self.conv1 = nn.Conv2d(channels, channels, kernel_size=3, padding=1, bias=False)
         self.conv2 = nn.Conv2d(channels, channels, kernel_size=3, padding=1, bias=False)
-        # PyTorch's default shrinks the signal in every layer, and there is no norm to restore it: the head would stay at
-        # a grey image for thousands of steps. These keep its scale (He et al., 2015); an output pixel of the transposed
-        # convolution sees 2x2 of its 4x4 kernel, and no ReLU follows.
+        # PyTorch's default shrinks the signal in every layer, and there is no norm to restore it: the head would stay
+        # at a grey image for thousands of steps. These keep its scale (He et al., 2015); an output pixel of the
+        # transposed convolution sees 2x2 of its 4x4 kernel, and no ReLU follows.
         nn.init.normal_(self.transpose.weight, std=(4 * in_channels) ** -0.5)
         nn.init.kaiming_normal_(self.conv1.weight, nonlinearity="relu")
         nn.init.kaiming_normal_(self.conv2.weight, nonlinearity="relu")
