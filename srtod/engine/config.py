@@ -31,7 +31,7 @@ class ModelConfig:
         None,
         "the backbone's normalisation; none: frozen_batch with weights, else group, which suits batches of few images",
     )
-    channels: int = option(128, "channels of the feature pyramid; the paper has 256")
+    channels: int = option(64, "channels of the feature pyramid; the paper has 256, at 16 times the cost")
     anchor_scale: float = option(2.0, "side of a square anchor, in strides; paper: DroneSwarms 2, AI-TOD 4, VisDrone 6")
     detections_per_image: int = option(100, "the most detections an image")
     min_size: int | None = option(None, "resize images to this shorter side, in pixels; none: keep their own size")
@@ -65,10 +65,10 @@ class DataConfig:
     train_images: str | None = option(None, "folder of the images of train-json")
     test_json: str | None = option(None, "COCO annotations to evaluate on")
     test_images: str | None = option(None, "folder of the images of test-json; none: train-images")
-    swarm_images: int = option(300, "swarm set: training images; a fifth as many to evaluate on")
+    swarm_images: int = option(240, "swarm set: training images; a fifth as many to evaluate on")
     swarm_size: int = option(192, "swarm set: side of the images, in pixels")
     horizontal_flip: float = option(0.5, "probability of the horizontal flip in training")
-    batch_size: int = option(4, "images a training step")
+    batch_size: int = option(2, "images a training step")
     workers: int = option(0, "processes that load images beside the training process")
 
 
@@ -87,7 +87,7 @@ class TrainConfig:
 
     model: ModelConfig = ModelConfig()
     data: DataConfig = DataConfig()
-    epochs: int = option(10, "passes over the training set")
+    epochs: int = option(6, "passes over the training set")
     lr: float = option(0.02, "learning rate of SGD after the warm-up")
     momentum: float = option(0.9, "momentum of SGD")
     weight_decay: float = option(1e-4, "weight decay of SGD; not on the threshold, biases and norms")
