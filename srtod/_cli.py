@@ -15,8 +15,8 @@ def run(main: Callable[[], None]) -> None:
     """Runs a command line: bad input ends it with one sentence and exit status 2, Ctrl-C with status 130."""
     try:
         main()
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
+    except KeyboardInterrupt as error:
+        print(str(error) or "interrupted", file=sys.stderr)
         raise SystemExit(130) from None
     except (ValueError, TypeError, OSError) as error:
         print(f"error: {_sentence(error)}", file=sys.stderr)

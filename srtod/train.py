@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import sys
 import warnings
 
 from srtod._cli import run
@@ -26,9 +25,6 @@ def main() -> None:
         folder, metrics = train(config)
     except FloatingPointError as error:
         raise SystemExit(f"error: {error}") from None
-    except KeyboardInterrupt as error:
-        print(error, file=sys.stderr)
-        raise
     print(format_table(metrics))
     print(f"{folder}: checkpoints, logs, metrics.json and panels")
 

@@ -9,8 +9,8 @@ namespace srtod {
 namespace {
 
 constexpr const char* kOp = "difference_map";
-constexpr int64_t kPixelTile =
-    512;  // pixels of a row handled at a time: all channels of a tile fit the first-level cache
+// Pixels of a row handled at a time: all channels of a tile fit the first-level cache.
+constexpr int64_t kPixelTile = 512;
 
 template <bool from_logits, class A>
 SRTOD_HOST_DEVICE A value_in_unit_range(A x) {
@@ -144,8 +144,7 @@ struct Place {
 
 constexpr int64_t kTilesOfTask = 8;  // the fewest that are worth a thread
 
-// The size of images whose rows follow one another in all tensors is that of one long row: tiles need not end with
-// rows.
+// Images whose rows follow one another in all tensors count as one long row, so that tiles need not end with rows.
 template <class... Images>
 Size as_long_row(const Size& size, const Images&... images) {
   Size flat = size;

@@ -6,6 +6,8 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from srtod.models.backbones import default_trainable_layers
+
 __all__ = ["DataConfig", "ModelConfig", "TrainConfig", "option"]
 
 
@@ -49,11 +51,11 @@ class ModelConfig:
     def arguments(self) -> dict[str, Any]:
         """The arguments of `srtod.models.build_detector`, but for the number of classes."""
         arguments = dataclasses.asdict(self)
-        pretrained = self.weights is not None
+        layers = self.trainable_layers
         return arguments | {
             "name": arguments.pop("detector"),
-            "trainable_layers": (3 if pretrained else 5) if self.trainable_layers is None else self.trainable_layers,
-            "norm": self.norm or ("frozen_batch" if pretrained else "group"),
+            "trainable_layers": default_trainable_layers(self.weights) if layers is None else layers,
+            "norm": self.norm or ("group" if self.weights is None else "frozen_batch"),
         }
 
 

@@ -85,7 +85,7 @@ def build_backbone(
     if name not in BACKBONES:
         raise ValueError(f"unknown backbone {name!r}; choose one of {', '.join(BACKBONES)}")
     if trainable_layers is None:
-        trainable_layers = 5 if weights is None else 3
+        trainable_layers = default_trainable_layers(weights)
     if not 0 <= trainable_layers <= 5:
         raise ValueError(f"trainable_layers must lie in 0 to 5 (stem and four stages), got {trainable_layers}")
     if norm is None:
@@ -100,6 +100,11 @@ def build_backbone(
         _load_classifier(model, name, _state_dict(name, weights))
     layers, channels = BACKBONES[name](model)
     return Backbone(layers, channels, trainable_layers, freeze_statistics=norm == "frozen_batch")
+
+
+def default_trainable_layers(weights: str | Path | None) -> int:
+    """How many of the five layers are trained unless told otherwise: 3 with weights, as the paper; all 5 without."""
+    return 5 if weights is None else 3
 
 
 def _group_norm(channels: int) -> nn.GroupNorm:
