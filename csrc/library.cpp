@@ -30,14 +30,29 @@ STABLE_TORCH_LIBRARY(srtod, m) {
   m.def(
       "dgfe(Tensor features, Tensor difference, Tensor threshold, Tensor weight1, Tensor bias1, Tensor weight2, "
       "Tensor bias2, int resize, int surrogate, float alpha) "
-      "-> (Tensor enhanced, Tensor channel_weight, Tensor average, Tensor maximum, Tensor argmax)");
+      "-> (Tensor enhanced, Tensor filter, Tensor channel_weight, Tensor average, Tensor maximum, Tensor argmax)");
   m.def(
       "dgfe_(Tensor(a!) features, Tensor difference, Tensor threshold, Tensor weight1, Tensor bias1, Tensor weight2, "
       "Tensor bias2, int resize) -> ()");
   m.def(
-      "_dgfe_backward(Tensor grad, Tensor features, Tensor difference, Tensor threshold, Tensor channel_weight, "
-      "Tensor average, Tensor maximum, Tensor argmax, Tensor weight1, Tensor bias1, Tensor weight2, int resize, "
-      "int surrogate, float alpha, bool difference_grad) "
+      "_dgfe_backward(Tensor grad, Tensor features, Tensor difference, Tensor threshold, Tensor filter, "
+      "Tensor channel_weight, Tensor average, Tensor maximum, Tensor argmax, Tensor weight1, Tensor bias1, "
+      "Tensor weight2, int resize, int surrogate, float alpha, bool difference_grad) "
       "-> (Tensor grad_features, Tensor grad_difference, Tensor grad_threshold, Tensor grad_weight1, "
+      "Tensor grad_bias1, Tensor grad_weight2, Tensor grad_bias2)");
+
+  // `mse` and its gradient are those of reconstruction_difference; `mse` is empty [0] where it is not asked for.
+  m.def(
+      "dgfe_from_reconstruction(Tensor features, Tensor reconstruction, Tensor image, Tensor threshold, "
+      "Tensor weight1, Tensor bias1, Tensor weight2, Tensor bias2, bool from_logits, Tensor? valid_size, "
+      "bool with_mse, int resize, int surrogate, float alpha) "
+      "-> (Tensor enhanced, Tensor mse, Tensor filter, Tensor channel_weight, Tensor average, Tensor maximum, "
+      "Tensor argmax)");
+  m.def(
+      "_dgfe_from_reconstruction_backward(Tensor grad, Tensor? grad_mse, Tensor features, Tensor reconstruction, "
+      "Tensor image, Tensor threshold, Tensor filter, Tensor channel_weight, Tensor average, Tensor maximum, "
+      "Tensor argmax, Tensor weight1, Tensor bias1, Tensor weight2, bool from_logits, Tensor? valid_size, int resize, "
+      "int surrogate, float alpha, bool reconstruction_grad) "
+      "-> (Tensor grad_features, Tensor grad_reconstruction, Tensor grad_threshold, Tensor grad_weight1, "
       "Tensor grad_bias1, Tensor grad_weight2, Tensor grad_bias2)");
 }

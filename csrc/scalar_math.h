@@ -88,9 +88,49 @@ SRTOD_HOST_DEVICE A surrogate_derivative(A u, Surrogate surrogate, A alpha) {
 }
 
 // Source index of PyTorch's nearest resize: float32 scale = input / output, floor, clamp.
-SRTOD_HOST_DEVICE int64_t nearest_index(int64_t output, float scale, int64_t input_size) {
-  const int64_t index = static_cast<int64_t>(static_cast<float>(output) * scale);
+template <class I>
+SRTOD_HOST_DEVICE I nearest_index(I output, float scale, I input_size) {
+  const I index = static_cast<I>(static_cast<float>(output) * scale);
   return index < input_size - 1 ? index : input_size - 1;
+}
+
+// Inputs begin <= i < end that output k of a pooling resize covers, as PyTorch's adaptive pools lay their windows.
+template <class I>
+struct Window {
+  I begin, end;
+};
+
+template <class I>
+SRTOD_HOST_DEVICE Window<I> pooling_window(I k, I input_size, I output_size) {
+  return {k * input_size / output_size, ((k + 1) * input_size + output_size - 1) / output_size};
+}
+
+// The inputs that output k of a bilinear resize mixes, (1 - fraction) low + fraction high: pixel centres lie at half
+// integers, and past the last input there is nothing but it.
+template <class A, class I>
+struct Mixture {
+  I low, high;
+  A fraction;
+};
+
+template <class A, class I>
+SRTOD_HOST_DEVICE Mixture<A, I> bilinear_mixture(I k, I input_size, I output_size) {
+  const A scale = static_cast<A>(input_size) / static_cast<A>(output_size);
+  const A exact = scale * (static_cast<A>(k) + A(0.5)) - A(0.5), source = exact < A(0) ? A(0) : exact;
+  const I whole = static_cast<I>(source), low = whole < input_size - 1 ? whole : input_size - 1;
+  if (low == input_size - 1) return {low, low, A(0)};
+  const A fraction = source - static_cast<A>(low);
+  return {low, low + 1, fraction < A(1) ? fraction : A(1)};
+}
+
+// ReLU, and what it lets through backward: NaN passes both ways, as PyTorch's.
+template <class A>
+SRTOD_HOST_DEVICE A relu(A x) {
+  return x < A(0) ? A(0) : x;
+}
+template <class A>
+SRTOD_HOST_DEVICE A relu_gradient(A x, A grad) {
+  return x <= A(0) ? A(0) : grad;
 }
 
 // Derivative of the loss by one reconstructed value r, from D = mean_c |r - i| and mse = sum (r - i)^2 / count.

@@ -114,11 +114,6 @@ void hidden_layer(const std::vector<A>& weight1, const std::vector<A>& bias1, co
   }
 }
 
-template <class A>
-A relu(A x) {
-  return x < A(0) ? A(0) : x;  // NaN stays NaN
-}
-
 }  // namespace
 
 Pooled pool(const Tensor& features, MemoryFormat format) {
@@ -199,8 +194,8 @@ Mlp channel_weights_backward(const A* grad_weights, const Tensor& weights, const
     std::fill(to_average, to_average + channels, A(0));
     std::fill(to_maximum, to_maximum + channels, A(0));
     for (int64_t r = 0; r < hidden_size; ++r) {
-      const A by_average = from_average[r] <= A(0) ? A(0) : grad_hidden[r];
-      const A by_maximum = from_maximum[r] <= A(0) ? A(0) : grad_hidden[r];
+      const A by_average = relu_gradient(from_average[r], grad_hidden[r]);
+      const A by_maximum = relu_gradient(from_maximum[r], grad_hidden[r]);
       grad_bias1[r] += by_average + by_maximum;
       for (int64_t c = 0; c < channels; ++c) {
         grad_weight1[r * channels + c] += by_average * average[c] + by_maximum * maximum[c];
@@ -224,8 +219,7 @@ constexpr const char* kOp = "channel_reweighting";
 std::tuple<Tensor, Tensor, Tensor, Tensor> channel_reweighting_cpu(const Tensor& features, const Tensor& weight1,
                                                                    const Tensor& bias1, const Tensor& weight2,
                                                                    const Tensor& bias2) {
-  STD_TORCH_CHECK(features.dim() == 4 && features.size(2) > 0 && features.size(3) > 0, kOp,
-                  ": expected features [N, C, h, w] with pixels");
+  check_features(kOp, features);
   check_mlp(kOp, features, weight1, bias1, weight2, &bias2);
   check_same_device(kOp, features, {&weight1, &bias1, &weight2, &bias2});
   const MemoryFormat format = memory_format_of(features);
@@ -259,7 +253,7 @@ void fill_gradient(const A* grad_average, const A* grad_maximum, const int64_t* 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> channel_reweighting_backward_cpu(
     const Tensor& grad, const Tensor& features, const Tensor& weights, const Tensor& average, const Tensor& maximum,
     const Tensor& argmax, const Tensor& weight1, const Tensor& bias1, const Tensor& weight2) {
-  STD_TORCH_CHECK(features.dim() == 4, kOp, ": expected features [N, C, h, w]");
+  check_features(kOp, features);
   check_mlp(kOp, features, weight1, bias1, weight2);
   check_pooled(kOp, features, {&grad, &weights, &average, &maximum}, argmax);
   const MemoryFormat format = memory_format_of(features);

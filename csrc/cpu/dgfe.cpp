@@ -1,9 +1,10 @@
 // DGFE on the CPU: P2' = Reweighting(P2) * Filtration(D) * P2 (SR-TOD, Eq. 6), in two passes over P2 forward (pool,
-// apply) and two backward (sums over channels and pixels, then the gradient).
+// apply) and two backward (sums over channels and pixels, then the gradient). D is given, or comes from two images.
 #include <limits>
 #include <vector>
 
 #include "channel_reweighting.h"
+#include "difference_map.h"
 #include "filtration.h"
 #include "pages.h"
 #include "rows.h"
@@ -12,6 +13,7 @@ namespace srtod {
 namespace {
 
 constexpr const char* kOp = "dgfe";
+constexpr const char* kOpFromReconstruction = "dgfe_from_reconstruction";
 
 struct Shape {
   int64_t batch, channels, pixels;
@@ -63,51 +65,89 @@ void apply(const Tensor& features, MemoryFormat format, const Tensor& weights, c
     apply_contiguous(features.const_data_ptr<T>(), s, filter, shape, out.mutable_data_ptr<T>());
 }
 
-void check(const Tensor& features, const Tensor& difference, const Tensor& threshold, const Mlp& mlp,
+void check(const char* op, const Tensor& features, const Tensor& difference, const Tensor& threshold, const Mlp& mlp,
            const Tensor* bias2) {
-  check_maps(kOp, features, difference, threshold);
-  check_mlp(kOp, features, mlp.weight1, mlp.bias1, mlp.weight2, bias2);
-  check_same_device(kOp, features, {&difference, &threshold, &mlp.weight1, &mlp.bias1, &mlp.weight2});
+  check_maps(op, features, difference, threshold);
+  check_mlp(op, features, mlp.weight1, mlp.bias1, mlp.weight2, bias2);
+  check_same_device(op, features, {&difference, &threshold, &mlp.weight1, &mlp.bias1, &mlp.weight2});
 }
 
-// Pools `features`, computes the channel weights and writes the enhanced map to `out` (which may be `features`).
-std::tuple<Pooled, Tensor> enhance(const Tensor& features, MemoryFormat format, const Tensor& difference,
-                                   const Tensor& threshold, const Mlp& mlp, Resize resize, Tensor& out) {
+struct Kept {  // for the backward pass
+  Tensor filter, weights;
+  Pooled pooled;
+};
+
+// Pools `features`, computes the channel weights and the filter, and writes the enhanced map to `out` (which may be
+// `features`).
+Kept enhance(const Tensor& features, MemoryFormat format, const Tensor& difference, const Tensor& threshold,
+             const Mlp& mlp, Resize resize, Tensor& out) {
   const Pooled pooled = pool(features, format);
   const Tensor weights = channel_weights(pooled, mlp);
+  const FiltrationOptions options{features.size(2), features.size(3), resize, Surrogate::none, 1};
+  Tensor filter =
+      empty({features.size(0), 1, options.height, options.width}, compute_type(features.scalar_type()), features);
   dispatch_floating(features.scalar_type(), kOp, [&](auto tag) {
     using T = decltype(tag);
-    using A = compute_t<T>;
-    std::vector<A> filter(features.size(0) * features.size(2) * features.size(3));
-    const FiltrationOptions options{features.size(2), features.size(3), resize, Surrogate::none, 1};
-    filtration_values(difference, threshold, options, filter.data());
-    apply<T>(features, format, weights, filter.data(), out);
+    auto* f = filter.mutable_data_ptr<compute_t<T>>();
+    filtration_values(difference, threshold, options, f);
+    apply<T>(features, format, weights, f, out);
   });
-  return {pooled, weights};
+  return {filter, weights, pooled};
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> dgfe_cpu(const Tensor& features, const Tensor& difference,
-                                                            const Tensor& threshold, const Tensor& weight1,
-                                                            const Tensor& bias1, const Tensor& weight2,
-                                                            const Tensor& bias2, int64_t resize, int64_t, double) {
-  const Mlp mlp{weight1, bias1, weight2, bias2};
-  check(features, difference, threshold, mlp, &bias2);
+// The same into a fresh tensor, from features of any strides.
+std::tuple<Tensor, Kept> enhanced(const Tensor& features, const Tensor& difference, const Tensor& threshold,
+                                  const Mlp& mlp, Resize resize) {
   const MemoryFormat format = memory_format_of(features);
   Tensor out = empty({features.size(0), features.size(1), features.size(2), features.size(3)}, features.scalar_type(),
                      features, format);
   use_huge_pages(out);
-  auto [pooled, weights] =
-      enhance(in_format(features, format), format, difference, threshold, mlp, Resize(resize), out);
-  return {out, weights, pooled.average, pooled.maximum, pooled.argmax};
+  const Kept kept = enhance(in_format(features, format), format, difference, threshold, mlp, resize, out);
+  return {out, kept};
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> dgfe_cpu(const Tensor& features, const Tensor& difference,
+                                                                    const Tensor& threshold, const Tensor& weight1,
+                                                                    const Tensor& bias1, const Tensor& weight2,
+                                                                    const Tensor& bias2, int64_t resize, int64_t,
+                                                                    double) {
+  const Mlp mlp{weight1, bias1, weight2, bias2};
+  check(kOp, features, difference, threshold, mlp, &bias2);
+  const auto [out, kept] = enhanced(features, difference, threshold, mlp, Resize(resize));
+  return {out, kept.filter, kept.weights, kept.pooled.average, kept.pooled.maximum, kept.pooled.argmax};
 }
 
 void dgfe_inplace_cpu(Tensor features, const Tensor& difference, const Tensor& threshold, const Tensor& weight1,
                       const Tensor& bias1, const Tensor& weight2, const Tensor& bias2, int64_t resize) {
   const Mlp mlp{weight1, bias1, weight2, bias2};
-  check(features, difference, threshold, mlp, &bias2);
+  check(kOp, features, difference, threshold, mlp, &bias2);
   STD_TORCH_CHECK(features.is_contiguous() || is_channels_last(features), kOp,
                   ": the in-place form needs features laid out as contiguous or channels_last");
   enhance(features, memory_format_of(features), difference, threshold, mlp, Resize(resize), features);
+}
+
+// Where D comes from two images, it is computed in each pass, in the type of arithmetic.
+Tensor empty_difference(const Tensor& image) {
+  return empty({image.size(0), 1, image.size(2), image.size(3)}, compute_type(image.scalar_type()), image);
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> dgfe_from_reconstruction_cpu(
+    const Tensor& features, const Tensor& reconstruction, const Tensor& image, const Tensor& threshold,
+    const Tensor& weight1, const Tensor& bias1, const Tensor& weight2, const Tensor& bias2, bool from_logits,
+    std::optional<Tensor> valid_size, bool with_mse, int64_t resize, int64_t, double) {
+  const Mlp mlp{weight1, bias1, weight2, bias2};
+  check_images(kOpFromReconstruction, reconstruction, image, valid_size);
+  Tensor difference = empty_difference(image);
+  check(kOpFromReconstruction, features, difference, threshold, mlp, &bias2);
+  const double mse = write_difference(reconstruction, image, from_logits, valid_size, difference);
+  const auto [out, kept] = enhanced(features, difference, threshold, mlp, Resize(resize));
+  return {out,
+          with_mse ? mse_tensor(mse, image) : empty({0}, difference.scalar_type(), image),
+          kept.filter,
+          kept.weights,
+          kept.pooled.average,
+          kept.pooled.maximum,
+          kept.pooled.argmax};
 }
 
 // --- backward: with L the loss, g = dL/dP2', s the channel weights, f the filter
@@ -207,58 +247,98 @@ void gradient_channels_last(const T* g, const A* s, const A* f, const A* constan
   }
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> dgfe_backward_cpu(
-    const Tensor& grad, const Tensor& features, const Tensor& difference, const Tensor& threshold,
-    const Tensor& weights, const Tensor& average, const Tensor& maximum, const Tensor& argmax, const Tensor& weight1,
-    const Tensor& bias1, const Tensor& weight2, int64_t resize, int64_t surrogate, double alpha, bool difference_grad) {
-  const Mlp mlp{weight1, bias1, weight2, {}};
-  check(features, difference, threshold, mlp, nullptr);
-  check_pooled(kOp, features, {&weights, &average, &maximum}, argmax);
-  STD_TORCH_CHECK(grad.dim() == 4 && grad.numel() == features.numel() && grad.scalar_type() == features.scalar_type(),
-                  kOp, ": expected a gradient of the features' shape and type");
+struct Gradients {
+  Tensor features;
+  std::optional<Tensor> difference;
+  Tensor threshold;
+  Mlp mlp;
+};
+
+Gradients backward(const char* op, const Tensor& grad, const Tensor& features, const Tensor& difference,
+                   const Tensor& threshold, const Kept& kept, const Mlp& mlp, const FiltrationOptions& options,
+                   bool difference_grad) {
+  const auto& [average, maximum, argmax] = kept.pooled;
+  check_filter(op, features, kept.filter);
+  check_pooled(op, features, {&kept.weights, &average, &maximum}, argmax);
+  check_gradient(op, grad, features);
   const MemoryFormat format = memory_format_of(features);
   const Tensor g = in_format(grad, format), x = in_format(features, format);
   const Shape shape(features);
-  const FiltrationOptions options{features.size(2), features.size(3), Resize(resize), Surrogate(surrogate), alpha};
 
-  Tensor grad_features =
+  Gradients out;
+  out.features =
       empty({shape.batch, shape.channels, options.height, options.width}, features.scalar_type(), features, format);
-  use_huge_pages(grad_features);
-  std::optional<Tensor> grad_difference;
+  use_huge_pages(out.features);
   if (difference_grad)
-    grad_difference =
+    out.difference =
         empty({shape.batch, 1, difference.size(2), difference.size(3)}, difference.scalar_type(), difference);
-  double grad_threshold = 0;
-  Mlp grads;
-  dispatch_floating(features.scalar_type(), kOp, [&](auto tag) {
+  dispatch_floating(features.scalar_type(), op, [&](auto tag) {
     using T = decltype(tag);
     using A = compute_t<T>;
     const T *gp = g.const_data_ptr<T>(), *xp = x.const_data_ptr<T>();
-    const A* s = weights.const_data_ptr<A>();
-    std::vector<A> filter(shape.batch * shape.pixels), grad_filter(filter.size());
-    std::vector<A> grad_weights(shape.batch * shape.channels, A(0)), grad_average(grad_weights.size()),
-        grad_maximum(grad_weights.size());
-    filtration_values(difference, threshold, options, filter.data());
+    const A *s = kept.weights.const_data_ptr<A>(), *f = kept.filter.const_data_ptr<A>();
+    std::vector<A> grad_filter(shape.batch * shape.pixels), grad_weights(shape.batch * shape.channels, A(0));
+    std::vector<A> grad_average(grad_weights.size()), grad_maximum(grad_weights.size());
     if (format == MemoryFormat::ChannelsLast)
-      sums_channels_last(gp, xp, s, filter.data(), shape, grad_filter.data(), grad_weights.data());
+      sums_channels_last(gp, xp, s, f, shape, grad_filter.data(), grad_weights.data());
     else
-      sums_contiguous(gp, xp, s, filter.data(), shape, grad_filter.data(), grad_weights.data());
+      sums_contiguous(gp, xp, s, f, shape, grad_filter.data(), grad_weights.data());
 
-    grad_threshold = filtration_gradients(grad_filter.data(), difference, threshold, options, grad_difference);
-    grads = channel_weights_backward(grad_weights.data(), weights, {average, maximum, argmax}, mlp, grad_average.data(),
-                                     grad_maximum.data());
+    out.threshold = scalar_tensor(
+        filtration_gradients(grad_filter.data(), difference, threshold, options, out.difference), threshold);
+    out.mlp = channel_weights_backward(grad_weights.data(), kept.weights, kept.pooled, mlp, grad_average.data(),
+                                       grad_maximum.data());
     for (A& v : grad_average) v /= static_cast<A>(shape.pixels);
 
     const int64_t* index = argmax.const_data_ptr<int64_t>();
-    T* out = grad_features.mutable_data_ptr<T>();
+    T* to_features = out.features.mutable_data_ptr<T>();
     if (format == MemoryFormat::ChannelsLast)
-      gradient_channels_last(gp, s, filter.data(), grad_average.data(), grad_maximum.data(), index, shape, out);
+      gradient_channels_last(gp, s, f, grad_average.data(), grad_maximum.data(), index, shape, to_features);
     else
-      gradient_contiguous(gp, s, filter.data(), grad_average.data(), grad_maximum.data(), index, shape, out);
+      gradient_contiguous(gp, s, f, grad_average.data(), grad_maximum.data(), index, shape, to_features);
   });
-  if (!grad_difference) grad_difference = empty({0}, difference.scalar_type(), difference);
-  return {grad_features, *grad_difference, scalar_tensor(grad_threshold, threshold), grads.weight1, grads.bias1,
-          grads.weight2, grads.bias2};
+  return out;
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> dgfe_backward_cpu(
+    const Tensor& grad, const Tensor& features, const Tensor& difference, const Tensor& threshold, const Tensor& filter,
+    const Tensor& weights, const Tensor& average, const Tensor& maximum, const Tensor& argmax, const Tensor& weight1,
+    const Tensor& bias1, const Tensor& weight2, int64_t resize, int64_t surrogate, double alpha, bool difference_grad) {
+  const Mlp mlp{weight1, bias1, weight2, {}};
+  check(kOp, features, difference, threshold, mlp, nullptr);
+  const FiltrationOptions options{features.size(2), features.size(3), Resize(resize), Surrogate(surrogate), alpha};
+  const Gradients grads = backward(kOp, grad, features, difference, threshold,
+                                   {filter, weights, {average, maximum, argmax}}, mlp, options, difference_grad);
+  return {grads.features,  grads.difference ? *grads.difference : empty({0}, difference.scalar_type(), difference),
+          grads.threshold, grads.mlp.weight1,
+          grads.mlp.bias1, grads.mlp.weight2,
+          grads.mlp.bias2};
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> dgfe_from_reconstruction_backward_cpu(
+    const Tensor& grad, std::optional<Tensor> grad_mse, const Tensor& features, const Tensor& reconstruction,
+    const Tensor& image, const Tensor& threshold, const Tensor& filter, const Tensor& weights, const Tensor& average,
+    const Tensor& maximum, const Tensor& argmax, const Tensor& weight1, const Tensor& bias1, const Tensor& weight2,
+    bool from_logits, std::optional<Tensor> valid_size, int64_t resize, int64_t surrogate, double alpha,
+    bool reconstruction_grad) {
+  const Mlp mlp{weight1, bias1, weight2, {}};
+  check_images(kOpFromReconstruction, reconstruction, image, valid_size);
+  check_image_gradients(kOpFromReconstruction, image, std::nullopt, grad_mse);
+  Tensor difference = empty_difference(image);
+  check(kOpFromReconstruction, features, difference, threshold, mlp, nullptr);
+  write_difference(reconstruction, image, from_logits, std::nullopt, difference);
+  const FiltrationOptions options{features.size(2), features.size(3), Resize(resize), Surrogate(surrogate), alpha};
+  const Gradients grads = backward(kOpFromReconstruction, grad, features, difference, threshold,
+                                   {filter, weights, {average, maximum, argmax}}, mlp, options, reconstruction_grad);
+  return {grads.features,
+          grads.difference
+              ? gradient_of_reconstruction(grads.difference, grad_mse, reconstruction, image, from_logits, valid_size)
+              : empty({0}, reconstruction.scalar_type(), reconstruction),
+          grads.threshold,
+          grads.mlp.weight1,
+          grads.mlp.bias1,
+          grads.mlp.weight2,
+          grads.mlp.bias2};
 }
 
 }  // namespace
@@ -267,6 +347,8 @@ STABLE_TORCH_LIBRARY_IMPL(srtod, CPU, m) {
   m.impl("dgfe", TORCH_BOX(&dgfe_cpu));
   m.impl("dgfe_", TORCH_BOX(&dgfe_inplace_cpu));
   m.impl("_dgfe_backward", TORCH_BOX(&dgfe_backward_cpu));
+  m.impl("dgfe_from_reconstruction", TORCH_BOX(&dgfe_from_reconstruction_cpu));
+  m.impl("_dgfe_from_reconstruction_backward", TORCH_BOX(&dgfe_from_reconstruction_backward_cpu));
 }
 
 }  // namespace srtod

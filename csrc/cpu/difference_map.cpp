@@ -1,5 +1,7 @@
 // Difference map and reconstruction error on the CPU: D = mean_c |I_r - I_o| (SR-TOD, Eq. 3) and mean (I_r - I_o)^2, in
 // one pass over both images, whatever their strides.
+#include "difference_map.h"
+
 #include <vector>
 
 #include "pages.h"
@@ -207,36 +209,9 @@ struct Valid {
   }
 };
 
-// Calls f(R{}, I{}) with the storage types of reconstruction and image.
-template <class F>
-void dispatch_images(const Tensor& reconstruction, const Tensor& image, F&& f) {
-  STD_TORCH_CHECK(
-      image.scalar_type() == reconstruction.scalar_type() ||
-          (image.scalar_type() == ScalarType::Float && compute_type(reconstruction.scalar_type()) == ScalarType::Float),
-      kOp, ": the image must have the reconstruction's type, or be float32 beside a half-precision reconstruction");
-  dispatch_floating(reconstruction.scalar_type(), kOp, [&](auto tag) {
-    using R = decltype(tag);
-    if (image.scalar_type() == reconstruction.scalar_type())
-      f(R{}, R{});
-    else if constexpr (sizeof(R) == 2)
-      f(R{}, float{});
-  });
-}
-
-void check(const Tensor& reconstruction, const Tensor& image, const std::optional<Tensor>& valid_size) {
-  STD_TORCH_CHECK(reconstruction.dim() == 4 && image.dim() == 4, kOp, ": expected images [N, C, H, W]");
-  for (int dim = 0; dim < 4; ++dim)
-    STD_TORCH_CHECK(reconstruction.size(dim) == image.size(dim) && (dim == 0 || image.size(dim) > 0), kOp,
-                    ": expected two images of the same shape, with pixels");
-  check_same_device(kOp, reconstruction, {&image});
-  if (valid_size)
-    STD_TORCH_CHECK(valid_size->numel() == 2 * image.size(0) && valid_size->scalar_type() == ScalarType::Long, kOp,
-                    ": expected valid_size int64 [N, 2]");
-}
-
 // Writes the difference map; returns the sum of squares over valid pixels.
-template <bool from_logits, class R, class I>
-double forward(const Tensor& reconstruction, const Tensor& image, const Valid& valid, I* difference) {
+template <bool from_logits, class R, class I, class D>
+double forward(const Tensor& reconstruction, const Tensor& image, const Valid& valid, D* difference) {
   using A = compute_t<R>;
   const Image<const R> r = image_of<R>(reconstruction);
   const Image<const I> o = image_of<I>(image);
@@ -249,7 +224,7 @@ double forward(const Tensor& reconstruction, const Tensor& image, const Valid& v
     for (int64_t tile = begin; tile < end; ++tile) {
       const Place at(tile, size);
       const int64_t valid_count = valid.of(at);
-      I* destination = difference + (at.n * size.height + at.y) * size.width + at.x;
+      D* destination = difference + (at.n * size.height + at.y) * size.width + at.x;
       A* mean = row_for_store(destination, scratch);
       rebuilt.load(r, at);
       real.load(o, at);
@@ -267,42 +242,19 @@ double forward(const Tensor& reconstruction, const Tensor& image, const Valid& v
   return total;
 }
 
-struct Forward {
-  Tensor difference;
-  double squares;
-};
-
-Forward forward(const Tensor& reconstruction, const Tensor& image, bool from_logits, const Valid& valid) {
-  Forward out{empty({image.size(0), 1, image.size(2), image.size(3)}, image.scalar_type(), image), 0};
-  dispatch_images(reconstruction, image, [&](auto r, auto o) {
-    using R = decltype(r);
-    using I = decltype(o);  // the image's type is the wider one, hence the difference map's
-    I* difference = out.difference.mutable_data_ptr<I>();
-    out.squares = from_logits ? forward<true, R>(reconstruction, image, valid, difference)
-                              : forward<false, R>(reconstruction, image, valid, difference);
+// Calls f(R{}, I{}, D{}) with the storage types of reconstruction, image, and difference map (or its gradient).
+template <class F>
+void dispatch_maps(const Tensor& reconstruction, const Tensor& image, ScalarType difference, F&& f) {
+  dispatch_images(kOp, reconstruction, image, [&](auto r, auto o) {
+    using I = decltype(o);
+    if (difference == image.scalar_type())
+      f(r, o, I{});
+    else if constexpr (sizeof(I) == 2)
+      f(r, o, compute_t<I>{});
   });
-  return out;
 }
 
-Tensor difference_map_cpu(const Tensor& reconstruction, const Tensor& image, bool from_logits) {
-  check(reconstruction, image, std::nullopt);
-  return forward(reconstruction, image, from_logits, Valid(std::nullopt, Size(image))).difference;
-}
-
-std::tuple<Tensor, Tensor> reconstruction_difference_cpu(const Tensor& reconstruction, const Tensor& image,
-                                                         bool from_logits, std::optional<Tensor> valid_size) {
-  check(reconstruction, image, valid_size);
-  const Valid valid(valid_size, Size(image));
-  const Forward out = forward(reconstruction, image, from_logits, valid);
-  Tensor mse = empty({}, compute_type(image.scalar_type()), image);
-  dispatch_compute(mse.scalar_type(), [&](auto tag) {
-    using A = decltype(tag);
-    *mse.mutable_data_ptr<A>() = static_cast<A>(out.squares / static_cast<double>(valid.pixels * image.size(1)));
-  });
-  return {out.difference, mse};
-}
-
-template <bool from_logits, class R, class I>
+template <bool from_logits, class R, class I, class D>
 void backward(const std::optional<Tensor>& grad_difference, const std::optional<Tensor>& grad_mse,
               const Tensor& reconstruction, const Tensor& image, const Valid& valid, Tensor& grad) {
   using A = compute_t<R>;
@@ -310,7 +262,7 @@ void backward(const std::optional<Tensor>& grad_difference, const std::optional<
   const Image<const I> o = image_of<I>(image);
   const Image<R> out{
       grad.mutable_data_ptr<R>(), grad.size(1), grad.stride(0), grad.stride(1), grad.stride(2), grad.stride(3)};
-  const Image<const I> gd = grad_difference ? image_of<I>(*grad_difference) : Image<const I>{};
+  const Image<const D> gd = grad_difference ? image_of<D>(*grad_difference) : Image<const D>{};
   Size size(image);
   if (valid.heights.empty()) size = grad_difference ? as_long_row(size, r, o, out, gd) : as_long_row(size, r, o, out);
   const A squared =
@@ -356,32 +308,79 @@ void backward(const std::optional<Tensor>& grad_difference, const std::optional<
   });
 }
 
-Tensor reconstruction_difference_backward_cpu(std::optional<Tensor> grad_difference, std::optional<Tensor> grad_mse,
-                                              const Tensor& reconstruction, const Tensor& image, bool from_logits,
-                                              std::optional<Tensor> valid_size) {
-  check(reconstruction, image, valid_size);
-  if (grad_difference)
-    STD_TORCH_CHECK(grad_difference->dim() == 4 && grad_difference->size(0) == image.size(0) &&
-                        grad_difference->size(1) == 1 && grad_difference->size(2) == image.size(2) &&
-                        grad_difference->size(3) == image.size(3) &&
-                        grad_difference->scalar_type() == image.scalar_type(),
-                    kOp, ": expected a gradient [N, 1, H, W] of the difference map's type");
-  if (grad_mse)
-    STD_TORCH_CHECK(grad_mse->numel() == 1 && grad_mse->scalar_type() == compute_type(image.scalar_type()), kOp,
-                    ": expected a gradient of one element for the mean squared error");
+}  // namespace
+
+double write_difference(const Tensor& reconstruction, const Tensor& image, bool from_logits,
+                        const std::optional<Tensor>& valid_size, Tensor& difference) {
+  const Valid valid(valid_size, Size(image));
+  double squares = 0;
+  dispatch_maps(reconstruction, image, difference.scalar_type(), [&](auto r, auto o, auto d) {
+    using R = decltype(r);
+    using I = decltype(o);
+    auto* out = difference.mutable_data_ptr<decltype(d)>();
+    squares = from_logits ? forward<true, R, I>(reconstruction, image, valid, out)
+                          : forward<false, R, I>(reconstruction, image, valid, out);
+  });
+  return squares / static_cast<double>(valid.pixels * image.size(1));
+}
+
+Tensor mse_tensor(double mse, const Tensor& image) {
+  Tensor t = empty({}, compute_type(image.scalar_type()), image);
+  dispatch_compute(t.scalar_type(), [&](auto tag) {
+    using A = decltype(tag);
+    *t.mutable_data_ptr<A>() = static_cast<A>(mse);
+  });
+  return t;
+}
+
+Tensor gradient_of_reconstruction(const std::optional<Tensor>& grad_difference, const std::optional<Tensor>& grad_mse,
+                                  const Tensor& reconstruction, const Tensor& image, bool from_logits,
+                                  const std::optional<Tensor>& valid_size) {
   Tensor grad = empty({image.size(0), image.size(1), image.size(2), image.size(3)}, reconstruction.scalar_type(),
                       reconstruction, memory_format_of(reconstruction));
   use_huge_pages(grad);
   const Valid valid(valid_size, Size(image));
-  dispatch_images(reconstruction, image, [&](auto r, auto o) {
+  const ScalarType type = grad_difference ? grad_difference->scalar_type() : image.scalar_type();
+  dispatch_maps(reconstruction, image, type, [&](auto r, auto o, auto d) {
     using R = decltype(r);
     using I = decltype(o);
+    using D = decltype(d);
     if (from_logits)
-      backward<true, R, I>(grad_difference, grad_mse, reconstruction, image, valid, grad);
+      backward<true, R, I, D>(grad_difference, grad_mse, reconstruction, image, valid, grad);
     else
-      backward<false, R, I>(grad_difference, grad_mse, reconstruction, image, valid, grad);
+      backward<false, R, I, D>(grad_difference, grad_mse, reconstruction, image, valid, grad);
   });
   return grad;
+}
+
+namespace {
+
+// The image's type is the wider one, hence the difference map's.
+Tensor empty_difference(const Tensor& image) {
+  return empty({image.size(0), 1, image.size(2), image.size(3)}, image.scalar_type(), image);
+}
+
+Tensor difference_map_cpu(const Tensor& reconstruction, const Tensor& image, bool from_logits) {
+  check_images(kOp, reconstruction, image, std::nullopt);
+  Tensor difference = empty_difference(image);
+  write_difference(reconstruction, image, from_logits, std::nullopt, difference);
+  return difference;
+}
+
+std::tuple<Tensor, Tensor> reconstruction_difference_cpu(const Tensor& reconstruction, const Tensor& image,
+                                                         bool from_logits, std::optional<Tensor> valid_size) {
+  check_images(kOp, reconstruction, image, valid_size);
+  Tensor difference = empty_difference(image);
+  const double mse = write_difference(reconstruction, image, from_logits, valid_size, difference);
+  return {difference, mse_tensor(mse, image)};
+}
+
+Tensor reconstruction_difference_backward_cpu(std::optional<Tensor> grad_difference, std::optional<Tensor> grad_mse,
+                                              const Tensor& reconstruction, const Tensor& image, bool from_logits,
+                                              std::optional<Tensor> valid_size) {
+  check_images(kOp, reconstruction, image, valid_size);
+  check_image_gradients(kOp, image, grad_difference, grad_mse);
+  return gradient_of_reconstruction(grad_difference, grad_mse, reconstruction, image, from_logits, valid_size);
 }
 
 }  // namespace

@@ -23,33 +23,21 @@ struct Axis {
   Axis(Resize resize, int64_t input_size, int64_t output_size) {
     first.push_back(0);
     const float scale = static_cast<float>(input_size) / static_cast<float>(output_size);
-    const A exact_scale = static_cast<A>(input_size) / static_cast<A>(output_size);
     for (int64_t k = 0; k < output_size; ++k) {
       if (resize == Resize::nearest) {
         taps.push_back({nearest_index(k, scale, input_size), A(1)});
       } else if (resize == Resize::area) {
-        const int64_t begin = window_begin(k, input_size, output_size), end = window_end(k, input_size, output_size);
+        const auto [begin, end] = pooling_window(k, input_size, output_size);
         for (int64_t i = begin; i < end; ++i) taps.push_back({i, A(1)});
-      } else {  // bilinear, pixel centres at half integers
-        const A source = std::max(exact_scale * (static_cast<A>(k) + A(0.5)) - A(0.5), A(0));
-        const int64_t low = std::min(static_cast<int64_t>(source), input_size - 1);
-        const int64_t high = std::min(low + 1, input_size - 1);
-        const A fraction = std::min(source - static_cast<A>(low), A(1));
-        taps.push_back({low, high == low ? A(1) : A(1) - fraction});
+      } else {
+        const auto [low, high, fraction] = bilinear_mixture<A>(k, input_size, output_size);
+        taps.push_back({low, A(1) - fraction});
         if (high != low) taps.push_back({high, fraction});
       }
       const int64_t count = static_cast<int64_t>(taps.size()) - first.back();
       total.push_back(resize == Resize::area ? static_cast<A>(count) : A(1));
       first.push_back(first.back() + count);
     }
-  }
-
-  // Pooling windows as PyTorch's adaptive pools lay them.
-  static int64_t window_begin(int64_t k, int64_t input_size, int64_t output_size) {
-    return k * input_size / output_size;
-  }
-  static int64_t window_end(int64_t k, int64_t input_size, int64_t output_size) {
-    return ((k + 1) * input_size + output_size - 1) / output_size;
   }
 };
 
@@ -80,10 +68,8 @@ struct Position {
 template <class T>
 Position window_argmax(const Map<T>& d, int64_t n, int64_t i, int64_t j, const FiltrationOptions& o) {
   using A = compute_t<T>;
-  const int64_t y_end = Axis<A>::window_end(i, d.height, o.height),
-                x_begin = Axis<A>::window_begin(j, d.width, o.width);
-  const int64_t y_begin = Axis<A>::window_begin(i, d.height, o.height),
-                x_end = Axis<A>::window_end(j, d.width, o.width);
+  const auto [y_begin, y_end] = pooling_window(i, d.height, o.height);
+  const auto [x_begin, x_end] = pooling_window(j, d.width, o.width);
   Position best{y_begin, x_begin};
   A greatest = -std::numeric_limits<A>::infinity();
   for (int64_t y = y_begin; y < y_end; ++y)
@@ -252,18 +238,10 @@ Tensor scalar_tensor(double value, const Tensor& like) {
 
 namespace {
 
-void check(const char* op, const Tensor& difference, const Tensor& threshold, const FiltrationOptions& o) {
-  STD_TORCH_CHECK(difference.dim() == 4 && difference.size(1) == 1 && difference.size(2) > 0 &&
-                      difference.size(3) > 0 && o.height > 0 && o.width > 0,
-                  op, ": expected difference [N, 1, H, W] and a size, neither empty");
-  STD_TORCH_CHECK(threshold.numel() == 1, op, ": expected a threshold of one element");
-  check_same_device(op, difference, {&threshold});
-}
-
 Tensor filtration_cpu(const Tensor& difference, const Tensor& threshold, int64_t height, int64_t width, int64_t resize,
                       int64_t surrogate, double alpha) {
   const FiltrationOptions options{height, width, Resize(resize), Surrogate(surrogate), alpha};
-  check("filtration", difference, threshold, options);
+  check_difference("filtration", difference, threshold, height, width);
   Tensor out = empty({difference.size(0), 1, height, width}, difference.scalar_type(), difference);
   dispatch_floating(difference.scalar_type(), "filtration", [&](auto tag) {
     using T = decltype(tag);
@@ -282,11 +260,9 @@ Tensor filtration_cpu(const Tensor& difference, const Tensor& threshold, int64_t
 std::tuple<Tensor, Tensor> filtration_backward_cpu(const Tensor& grad, const Tensor& difference,
                                                    const Tensor& threshold, int64_t resize, int64_t surrogate,
                                                    double alpha) {
-  STD_TORCH_CHECK(grad.dim() == 4 && grad.size(0) == difference.size(0) && grad.size(1) == 1 &&
-                      grad.scalar_type() == difference.scalar_type(),
-                  "filtration: expected a gradient [N, 1, h, w] of the difference map's type");
+  check_filter_gradient("filtration", grad, difference);
   const FiltrationOptions options{grad.size(2), grad.size(3), Resize(resize), Surrogate(surrogate), alpha};
-  check("filtration", difference, threshold, options);
+  check_difference("filtration", difference, threshold, grad.size(2), grad.size(3));
   const Tensor g = in_format(grad, MemoryFormat::Contiguous);
   std::optional<Tensor> grad_difference =
       empty({difference.size(0), 1, difference.size(2), difference.size(3)}, difference.scalar_type(), difference);

@@ -7,7 +7,7 @@ PyTorch, the specification, which runs where no compiled op does.
 from . import reference
 from ._extension import is_fused, use_reference
 from .channel_reweighting import channel_reweighting
-from .dgfe import DGFE, dgfe, dgfe_
+from .dgfe import DGFE, dgfe, dgfe_, dgfe_from_reconstruction
 from .difference_map import difference_map, reconstruction_difference
 from .filtration import filtration
 
@@ -16,6 +16,7 @@ __all__ = [
     "channel_reweighting",
     "dgfe",
     "dgfe_",
+    "dgfe_from_reconstruction",
     "difference_map",
     "filtration",
     "is_fused",

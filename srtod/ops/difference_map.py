@@ -30,7 +30,7 @@ def difference_map(reconstruction: Tensor, image: Tensor, *, from_logits: bool =
         TypeError: If an argument is not a floating-point tensor, or the dtypes do not go together.
         ValueError: If shapes or devices differ.
     """
-    _check("difference_map", reconstruction, image)
+    check_images("difference_map", reconstruction, image)
     if not runs_fused(image):
         return reference.difference_map(reconstruction, image, from_logits=from_logits)
     result: Tensor = torch.ops.srtod.difference_map(reconstruction, image, from_logits)
@@ -74,16 +74,7 @@ def reconstruction_difference(
         TypeError: If an image is not a floating-point tensor, dtypes do not go together or valid_size is not int64.
         ValueError: If shapes or devices differ.
     """
-    op = "reconstruction_difference"
-    _check(op, reconstruction, image)
-    if valid_size is not None:
-        if not isinstance(valid_size, Tensor):
-            raise TypeError(f"{op}: valid_size must be a torch.Tensor, got {type(valid_size).__name__}")
-        if valid_size.dtype != torch.int64:
-            raise TypeError(f"{op}: valid_size must be int64, got {valid_size.dtype}")
-        check_shape(op, "valid_size", valid_size, lambda: f"[{image.shape[0]}, 2], (height, width)", image.shape[0], 2)
-        if valid_size.device != image.device:
-            raise ValueError(f"{op}: valid_size is on {valid_size.device}, but image is on {image.device}")
+    check_images("reconstruction_difference", reconstruction, image, valid_size)
     if not runs_fused(image):
         return reference.reconstruction_difference(
             reconstruction, image, from_logits=from_logits, valid_size=valid_size
@@ -152,7 +143,13 @@ def _(
 register_once_differentiable("_reconstruction_difference_backward")
 
 
-def _check(op: str, reconstruction: Tensor, image: Tensor) -> None:
+def check_images(op: str, reconstruction: Tensor, image: Tensor, valid_size: Tensor | None = None) -> None:
+    """The images and the size of their valid parts go together, for every op that compares images.
+
+    Raises:
+        TypeError: If an image is not a floating-point tensor, dtypes do not go together or valid_size is not int64.
+        ValueError: If shapes or devices differ.
+    """
     check_floating(op, reconstruction=reconstruction, image=image)
     check_shape(op, "image", image, "[N, C, H, W]", None, None, None, None)
     shape = list(image.shape)
@@ -163,3 +160,12 @@ def _check(op: str, reconstruction: Tensor, image: Tensor) -> None:
             f"{op}: image must have the reconstruction's dtype {reconstruction.dtype}"
             f"{' or float32' if half else ''}, got {image.dtype}"
         )
+    if valid_size is None:
+        return
+    if not isinstance(valid_size, Tensor):
+        raise TypeError(f"{op}: valid_size must be a torch.Tensor, got {type(valid_size).__name__}")
+    if valid_size.dtype != torch.int64:
+        raise TypeError(f"{op}: valid_size must be int64, got {valid_size.dtype}")
+    check_shape(op, "valid_size", valid_size, lambda: f"[{shape[0]}, 2], (height, width)", shape[0], 2)
+    if valid_size.device != image.device:
+        raise ValueError(f"{op}: valid_size is on {valid_size.device}, but image is on {image.device}")

@@ -18,6 +18,7 @@ from .surrogate import resolve_alpha
 __all__ = [
     "channel_reweighting",
     "dgfe",
+    "dgfe_from_reconstruction",
     "difference_map",
     "filtration",
     "primitive",
@@ -216,3 +217,30 @@ def dgfe(
     size = (features.shape[2], features.shape[3])
     filter_ = _filter(difference, threshold, size, resize, surrogate, alpha).to(dtype)
     return (features.to(dtype) * (weight * filter_)).to(features.dtype)
+
+
+def dgfe_from_reconstruction(
+    features: Tensor,
+    reconstruction: Tensor,
+    image: Tensor,
+    threshold: Tensor,
+    weight1: Tensor,
+    bias1: Tensor,
+    weight2: Tensor,
+    bias2: Tensor,
+    *,
+    from_logits: bool = False,
+    valid_size: Tensor | None = None,
+    with_mse: bool = True,
+    resize: str = "nearest",
+    surrogate: str = "sigmoid",
+    alpha: float | None = None,
+) -> tuple[Tensor, Tensor | None]:
+    """DGFE by the unrounded difference map (SR-TOD, Eq. 3-6). See `srtod.ops.dgfe_from_reconstruction`."""
+    dtype = compute_dtype(reconstruction.dtype, image.dtype)
+    difference, mse = reconstruction_difference(
+        reconstruction.to(dtype), image.to(dtype), from_logits=from_logits, valid_size=valid_size
+    )
+    mlp = (weight1, bias1, weight2, bias2)
+    enhanced = dgfe(features, difference, threshold, *mlp, resize=resize, surrogate=surrogate, alpha=alpha)
+    return enhanced, mse if with_mse else None

@@ -1,4 +1,7 @@
 // Calls every op from C++ through torch's dispatcher, on inputs whose results are known exactly.
+//
+//   test_ops [cuda]
+#include <torch/csrc/stable/device.h>
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/macros.h>
 #include <torch/csrc/stable/ops.h>
@@ -26,6 +29,8 @@ constexpr int64_t kBatch = 2, kChannels = 4, kHidden = 2, kHeight = 3, kWidth = 
 constexpr int64_t kNearest = 0, kStraightThrough = 1;  // resize and surrogate: the enums of csrc/scalar_math.h
 constexpr double kAlpha = 1.0;
 
+torch::stable::Device device(torch::headeronly::DeviceType::CPU);  // where the ops run: the program's argument
+
 int failures = 0;
 
 void expect(bool condition, const std::string& what) {
@@ -36,14 +41,19 @@ void expect(bool condition, const std::string& what) {
 Tensor make(std::initializer_list<int64_t> sizes, const std::function<float(int64_t)>& value) {
   Tensor t = torch::stable::empty({sizes.begin(), sizes.size()}, ScalarType::Float);
   for (int64_t i = 0; i < t.numel(); ++i) t.mutable_data_ptr<float>()[i] = value(i);
-  return t;
+  return torch::stable::to(t, device);
 }
 
 Tensor zeros(std::initializer_list<int64_t> sizes) {
   return make(sizes, [](int64_t) { return 0.0f; });
 }
 
-bool equals(const Tensor& t, const std::function<float(int64_t)>& value) {
+Tensor on_cpu(const Tensor& t) {
+  return torch::stable::to(t, torch::stable::Device(torch::headeronly::DeviceType::CPU));
+}
+
+bool equals(const Tensor& result, const std::function<float(int64_t)>& value) {
+  const Tensor t = on_cpu(result);
   for (int64_t i = 0; i < t.numel(); ++i)
     if (t.const_data_ptr<float>()[i] != value(i)) return false;
   return true;
@@ -118,15 +128,38 @@ void test_dgfe() {
   // d sigmoid(0) = 0.25, for both pooled vectors and both images.
   expect(equals(reweighting_grads[4], one), "_channel_reweighting_backward: bias2");
 
-  const auto enhanced = call("dgfe", 5, features, difference, threshold, weight1, bias1, weight2, bias2, kNearest,
+  const auto enhanced = call("dgfe", 6, features, difference, threshold, weight1, bias1, weight2, bias2, kNearest,
                              kStraightThrough, kAlpha);
   expect(equals(enhanced[0], feature_at), "dgfe");
+  expect(equals(enhanced[1], [](int64_t) { return 2.0f; }), "dgfe: filter");
 
-  const auto grads = call("_dgfe_backward", 7, ones, features, difference, threshold, enhanced[1], enhanced[2],
-                          enhanced[3], enhanced[4], weight1, bias1, weight2, kNearest, kStraightThrough, kAlpha, true);
+  const auto grads =
+      call("_dgfe_backward", 7, ones, features, difference, threshold, enhanced[1], enhanced[2], enhanced[3],
+           enhanced[4], enhanced[5], weight1, bias1, weight2, kNearest, kStraightThrough, kAlpha, true);
   expect(equals(grads[0], one), "_dgfe_backward: features");
-  expect(grads[2].numel() == 1 && grads[2].const_data_ptr<float>()[0] < 0,
+  expect(grads[2].numel() == 1 && on_cpu(grads[2]).const_data_ptr<float>()[0] < 0,
          "_dgfe_backward: a higher threshold lets less through");
+
+  const Tensor reconstruction = make({kBatch, 3, 2 * kHeight, 2 * kWidth}, one);
+  const Tensor image = zeros({kBatch, 3, 2 * kHeight, 2 * kWidth});
+  const std::optional<Tensor> everywhere, no_gradient,
+      of_mse = make({}, [](int64_t) { return 180.0f; });  // elements / 2
+  const auto both = call("dgfe_from_reconstruction", 7, features, reconstruction, image, threshold, weight1, bias1,
+                         weight2, bias2, false, everywhere, true, kNearest, kStraightThrough, kAlpha);
+  expect(equals(both[0], feature_at), "dgfe_from_reconstruction");
+  expect(equals(both[1], one), "dgfe_from_reconstruction: mse");
+  const auto backward = [&](const Tensor& grad, const std::optional<Tensor>& grad_mse, bool reconstruction_grad) {
+    return call("_dgfe_from_reconstruction_backward", 7, grad, grad_mse, features, reconstruction, image, threshold,
+                both[2], both[3], both[4], both[5], both[6], weight1, bias1, weight2, false, everywhere, kNearest,
+                kStraightThrough, kAlpha, reconstruction_grad);
+  };
+  const auto by_enhanced = backward(ones, no_gradient, false);
+  expect(equals(by_enhanced[0], one), "_dgfe_from_reconstruction_backward: features");
+  expect(by_enhanced[1].numel() == 0, "_dgfe_from_reconstruction_backward: no gradient where none is asked for");
+  expect(on_cpu(by_enhanced[2]).const_data_ptr<float>()[0] == on_cpu(grads[2]).const_data_ptr<float>()[0],
+         "_dgfe_from_reconstruction_backward: threshold");
+  const auto by_mse = backward(zeros({kBatch, kChannels, kHeight, kWidth}), of_mse, true);
+  expect(equals(by_mse[1], one), "_dgfe_from_reconstruction_backward: reconstruction");
 
   call("dgfe_", 0, features, difference, threshold, weight1, bias1, weight2, bias2, kNearest);
   expect(equals(features, feature_at), "dgfe_");
@@ -145,7 +178,16 @@ void test_bad_input() {
 
 }  // namespace
 
-int main() {
+int main(int argc, char** argv) {
+  if (argc > 1 && std::string(argv[1]) == "cuda") {
+    device = torch::stable::Device(torch::headeronly::DeviceType::CUDA, 0);
+    try {
+      make({1}, [](int64_t) { return 0.0f; });
+    } catch (const std::exception& error) {
+      std::printf("skipped, no GPU can be used: %s\n", error.what());
+      return 77;  // CTest's SKIP_RETURN_CODE, see CMakeLists.txt
+    }
+  }
   test_difference();
   test_filtration();
   test_dgfe();

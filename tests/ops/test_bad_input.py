@@ -23,6 +23,7 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
     "channel_reweighting": {"features": (2, 16, 4, 6), **MLP},
     "dgfe": {"features": (2, 16, 4, 6), **FILTER, **MLP},
     "dgfe_": {"features": (2, 16, 4, 6), **FILTER, **MLP},
+    "dgfe_from_reconstruction": {"features": (2, 16, 4, 6), **IMAGES, "threshold": (), **MLP},
 }
 
 
@@ -79,6 +80,18 @@ def test_good_arguments_are_accepted(op: str, device: str) -> None:
         ("dgfe", "bias2", (1,), r"bias2 must have shape \[16\]"),
         ("dgfe_", "difference", (3, 1, 8, 12), r"difference must have shape \[2, 1, H, W\]"),
         ("dgfe_", "features", (2, 16), r"features must have shape \[N, C, h, w\], got \[2, 16\]"),
+        (
+            "dgfe_from_reconstruction",
+            "image",
+            (1, 3, 8, 12),
+            r"image must have shape \[2, C, H, W\], the features' batch of 2, got \[1, 3, 8, 12\]",
+        ),
+        ("dgfe_from_reconstruction", "image", (2, 3, 0, 12), r"image must .* at least one element in every dimension"),
+        ("dgfe_from_reconstruction", "reconstruction", (2, 3, 8, 11), r"must have shape \[2, 3, 8, 12\], the image's"),
+        ("dgfe_from_reconstruction", "reconstruction", (1, 3, 8, 12), r"must have shape \[2, 3, 8, 12\], the image's"),
+        ("dgfe_from_reconstruction", "features", (3, 16, 4, 6), r"image must have shape \[3, C, H, W\]"),
+        ("dgfe_from_reconstruction", "threshold", (1,), r"threshold must be a scalar"),
+        ("dgfe_from_reconstruction", "weight2", (4, 16), r"weight2 must have shape \[16, 4\], got \[4, 16\]"),
     ],
 )
 def test_shapes(op: str, name: str, shape: tuple[int, ...], message: str, device: str) -> None:
@@ -146,6 +159,25 @@ def test_dtypes_and_devices_of_every_tensor(op: str, name: str, device: str) -> 
             torch.float64,
             "features and difference must both be float64 or neither, got torch.float32 and",
         ),
+        (
+            "dgfe_from_reconstruction",
+            "features",
+            torch.float64,
+            "features and image must both be float64 or neither, got torch.float64 and torch.float32",
+        ),
+        (
+            "dgfe_from_reconstruction",
+            "image",
+            torch.float64,
+            "features and image must both be float64 or neither, got torch.float32 and torch.float64",
+        ),
+        (
+            "dgfe_from_reconstruction",
+            "image",
+            torch.float16,
+            "image must have the reconstruction's dtype torch.float32, got torch.float16",
+        ),
+        ("dgfe_from_reconstruction", "bias2", torch.bfloat16, "weights and biases must share one dtype"),
     ],
 )
 def test_dtypes_that_do_not_go_together(op: str, name: str, dtype: torch.dtype, message: str, device: str) -> None:
@@ -178,14 +210,15 @@ def test_half_images_differ_in_kind(device: str) -> None:
         ([[8, 12], [8, 12]], TypeError, "valid_size must be a torch.Tensor, got list"),
     ],
 )
-def test_valid_size(valid_size: Any, error: type[Exception], message: str, device: str) -> None:
+@pytest.mark.parametrize("op", ["reconstruction_difference", "dgfe_from_reconstruction"])
+def test_valid_size(op: str, valid_size: Any, error: type[Exception], message: str, device: str) -> None:
     if isinstance(valid_size, Tensor) and valid_size.device.type != "meta":
         valid_size = valid_size.to(device)
-    with pytest.raises(error, match=f"^reconstruction_difference: {message}"):
-        ops.reconstruction_difference(**arguments("reconstruction_difference", device), valid_size=valid_size)
+    with pytest.raises(error, match=f"^{op}: {message}"):
+        getattr(ops, op)(**arguments(op, device), valid_size=valid_size)
 
 
-@pytest.mark.parametrize("op", ["filtration", "dgfe", "dgfe_", "DGFE"])
+@pytest.mark.parametrize("op", ["filtration", "dgfe", "dgfe_", "dgfe_from_reconstruction", "DGFE"])
 def test_unknown_names_and_alpha(op: str, device: str) -> None:
     def call(**options: Any) -> None:
         if op == "DGFE":
@@ -252,7 +285,8 @@ def raw_calls(device: str) -> dict[str, list[Any]]:
     images = [rand(8, 3, 8, 8), rand(8, 3, 8, 8)]
     pooled = [rand(8, 2), rand(8, 2), rand(8, 2), torch.zeros(8, 2, dtype=torch.int64, device=device)]
     valid_size = torch.full((8, 2), 5, device=device)
-    backward = [rand(8, 2, 4, 4), features, difference, threshold, *pooled, *mlp[:3]]
+    kept, grad = [rand(8, 1, 4, 4), *pooled], rand(8, 2, 4, 4)
+    options = [False, valid_size]
     return {
         "difference_map": [*images, False],
         "reconstruction_difference": [*images, False, valid_size],
@@ -263,7 +297,12 @@ def raw_calls(device: str) -> dict[str, list[Any]]:
         "_channel_reweighting_backward": [rand(8, 2), features, *pooled, *mlp[:3]],
         "dgfe": [features, difference, threshold, *mlp, 0, 2, 9.0],
         "dgfe_": [features, difference, threshold, *mlp, 0],
-        "_dgfe_backward": [*backward, 0, 2, 9.0, True],
+        "_dgfe_backward": [grad, features, difference, threshold, *kept, *mlp[:3], 0, 2, 9.0, True],
+        "dgfe_from_reconstruction": [features, *images, threshold, *mlp, *options, True, 0, 2, 9.0],
+        "_dgfe_from_reconstruction_backward": [
+            *(grad, rand(), features, *images, threshold, *kept, *mlp[:3]),
+            *(*options, 0, 2, 9.0, True),
+        ],
     }
 
 
@@ -321,9 +360,21 @@ def test_raw_ops_survive_wrong_tensors(op: str, device: str) -> None:
         ("dgfe", 3, (3, 3), r"expected weight1 \[R, C\], bias1 \[R\]"),
         ("dgfe_", 0, (8, 2, 0, 4), "none of the last four empty"),
         ("_dgfe_backward", 0, (8, 2, 4, 5), "expected a gradient of the features' shape and type"),
-        ("_dgfe_backward", 4, (2, 8), r"expected pooled values \[N, C\]"),
-        ("_dgfe_backward", 4, (1, 16), r"expected pooled values \[N, C\]"),
-        ("_dgfe_backward", 7, (8, 3), r"expected argmax \[N, C\]"),
+        ("_dgfe_backward", 4, (8, 1, 4, 3), r"expected a filter \[N, 1, h, w\]"),
+        ("_dgfe_backward", 5, (2, 8), r"expected pooled values \[N, C\]"),
+        ("_dgfe_backward", 5, (1, 16), r"expected pooled values \[N, C\]"),
+        ("_dgfe_backward", 8, (8, 3), r"expected argmax \[N, C\]"),
+        ("dgfe_from_reconstruction", 0, (7, 2, 4, 4), r"expected features \[N, C, h, w\] and difference"),
+        ("dgfe_from_reconstruction", 1, (8, 3, 8, 9), "expected two images of the same shape, with pixels"),
+        ("dgfe_from_reconstruction", 3, (2,), "expected a threshold of one element"),
+        ("dgfe_from_reconstruction", 4, (3, 3), r"expected weight1 \[R, C\], bias1 \[R\]"),
+        ("dgfe_from_reconstruction", 9, (7, 2), r"expected valid_size int64 \[N, 2\]"),
+        ("_dgfe_from_reconstruction_backward", 0, (8, 2, 4, 5), "expected a gradient of the features' shape and type"),
+        ("_dgfe_from_reconstruction_backward", 1, (2,), "expected a gradient of one element"),
+        ("_dgfe_from_reconstruction_backward", 4, (8, 3, 8, 9), "expected two images of the same shape, with pixels"),
+        ("_dgfe_from_reconstruction_backward", 6, (7, 1, 4, 4), r"expected a filter \[N, 1, h, w\]"),
+        ("_dgfe_from_reconstruction_backward", 7, (2, 8), r"expected pooled values \[N, C\]"),
+        ("_dgfe_from_reconstruction_backward", 10, (8, 3), r"expected argmax \[N, C\]"),
     ],
 )
 def test_raw_ops_name_what_they_expect(
@@ -337,7 +388,11 @@ def test_raw_ops_name_what_they_expect(
 
 @pytest.mark.parametrize("index", [-1, 16, 2**62, -(2**62)])
 def test_raw_backward_with_an_argmax_outside_the_map(index: int, native_layout: str, kit: Any, device: str) -> None:
-    for op, position, maps in (("_dgfe_backward", 7, (0, 1)), ("_channel_reweighting_backward", 5, (1,))):
+    for op, position, maps in (
+        ("_dgfe_backward", 8, (0, 1)),
+        ("_dgfe_from_reconstruction_backward", 10, (0, 2)),
+        ("_channel_reweighting_backward", 5, (1,)),
+    ):
         args = raw_calls(device)[op]
         for k in maps:
             args[k] = kit.lay_out(args[k], native_layout)

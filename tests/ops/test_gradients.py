@@ -74,6 +74,32 @@ def test_gradcheck_of_dgfe_behind_its_step(resize: str, kit: Any, layout: str, d
     assert gradcheck(lambda x, *mlp: ops.dgfe(x, difference, threshold, *mlp, resize=resize), inputs)
 
 
+@pytest.mark.parametrize("resize", RESIZES)
+@pytest.mark.parametrize("from_logits", [False, True])
+def test_gradcheck_of_dgfe_from_reconstruction_behind_its_step(
+    from_logits: bool, resize: str, kit: Any, layout: str, device: str
+) -> None:
+    """The reconstruction's gradient is that of the error; the one through the step is `test_surrogate_contract`'s."""
+    features = kit.lay_out(distinct(2, 6, 3, 4, device=device), layout)
+    reconstruction, image = (kit.lay_out(torch.rand(2, 2, 4, 5, device=device).double(), layout) for _ in range(2))
+    threshold, valid_size = torch.tensor(0.9, device=device), torch.tensor([[4, 3], [2, 5]], device=device)
+
+    def op(x: Tensor, r: Tensor, *mlp: Tensor) -> tuple[Tensor, Tensor]:
+        return ops.dgfe_from_reconstruction(
+            x,
+            r,
+            image,
+            threshold,
+            *mlp,
+            from_logits=from_logits,
+            valid_size=valid_size,
+            resize=resize,
+            surrogate="none",
+        )
+
+    assert gradcheck(op, leaves(features, reconstruction, *smooth_mlp(6, 4, device)))
+
+
 def smooth_filtration(d: Tensor, t: Tensor, size: tuple[int, int], resize: str, surrogate: str, alpha: float) -> Tensor:
     """The filter with the surrogate's primitive instead of the step, from PyTorch's own resizes."""
 
@@ -124,6 +150,32 @@ def test_surrogate_contract(surrogate: str, resize: str, size: tuple[int, int], 
 
 
 @pytest.mark.parametrize("resize", RESIZES)
+@pytest.mark.parametrize("surrogate", SURROGATES)
+def test_surrogate_contract_from_reconstruction(surrogate: str, resize: str, device: str) -> None:
+    """The reconstruction and the threshold get the finite differences of the smooth primitive and of the error."""
+    alpha, size = DEFAULT_ALPHA[surrogate], (3, 4)
+    image = torch.rand(1, 2, 6, 7, device=device).double()
+    sign = torch.randint(0, 2, image.shape).to(image) * 2 - 1
+    reconstruction = image + sign * (0.001 + distinct(1, 2, 6, 7, device=device) * 0.08)
+    threshold = torch.tensor(0.04, dtype=torch.float64, device=device)
+    features = torch.rand(1, 2, *size, device=device).double()
+    mlp = [torch.zeros(shape, device=device).double() for shape in ((1, 2), (1,), (2, 1), (2,))]  # weights of 1/2
+
+    def primitive_loss(r: Tensor, t: Tensor) -> Tensor:
+        difference = (r - image).abs().mean(dim=1, keepdim=True)
+        filter_ = smooth_filtration(difference, t, size, resize, surrogate, alpha)
+        return (features * filter_ / 2).sum() + 3 * (r - image).square().mean()
+
+    r, t = leaves(reconstruction, threshold)
+    enhanced, mse = ops.dgfe_from_reconstruction(features, r, image, t, *mlp, resize=resize, surrogate=surrogate)
+    (enhanced.sum() + 3 * mse).backward()
+    by_reconstruction = finite_differences(lambda x: primitive_loss(x, threshold), reconstruction)
+    by_threshold = finite_differences(lambda x: primitive_loss(reconstruction, x), threshold)
+    torch.testing.assert_close(r.grad, by_reconstruction, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(t.grad, by_threshold, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("resize", RESIZES)
 def test_threshold_gradient_keeps_its_precision_over_many_pixels(resize: str, device: str) -> None:
     """A sum over 262144 equal terms: one running float32 sum would be off by 0.25 %."""
     threshold = torch.tensor(0.5, device=device, requires_grad=True)
@@ -135,7 +187,15 @@ def test_threshold_gradient_keeps_its_precision_over_many_pixels(resize: str, de
 
 
 @pytest.mark.parametrize(
-    "op", ["difference_map", "reconstruction_difference", "filtration", "channel_reweighting", "dgfe"]
+    "op",
+    [
+        "difference_map",
+        "reconstruction_difference",
+        "filtration",
+        "channel_reweighting",
+        "dgfe",
+        "dgfe_from_reconstruction",
+    ],
 )
 def test_second_derivatives_are_refused(op: str, kit: Any, device: str) -> None:
     case = kit.case(op, device=device).require_grad()

@@ -21,7 +21,9 @@ def copies_in(function: Any) -> set[str]:
     return names & COPIES
 
 
-@pytest.mark.parametrize("op", ["difference_map", "reconstruction_difference", "filtration", "dgfe"])
+@pytest.mark.parametrize(
+    "op", ["difference_map", "reconstruction_difference", "filtration", "dgfe", "dgfe_from_reconstruction"]
+)
 def test_no_hidden_copy(op: str, kit: Any, native_layout: str, dtype: torch.dtype, device: str) -> None:
     case = kit.case(op, kit.sizes["odd"], dtype, device, native_layout)
     case.tensors = {name: x.detach().requires_grad_(name != "image") for name, x in case.tensors.items()}
@@ -44,19 +46,25 @@ def test_other_strides_cost_one_copy(kit: Any, device: str) -> None:
 
 def test_images_of_any_strides_are_read_in_place(kit: Any, layout: str, device: str) -> None:
     assert not copies_in(kit.case("reconstruction_difference", kit.sizes["odd"], device=device, layout=layout).run)
+    case = kit.case("dgfe_from_reconstruction", kit.sizes["odd"], device=device, layout=layout)
+    case.tensors["features"] = case.tensors["features"].contiguous()
+    assert not copies_in(case.run)
 
 
-def test_results_follow_the_layout_of_the_features(kit: Any, layout: str, dtype: torch.dtype, device: str) -> None:
-    case = kit.case("dgfe", kit.sizes["even"], dtype, device, layout)
-    features = case.tensors["features"]
-    (output,) = case.run()
-    assert kit.follows_layout(output, features)
+@pytest.mark.parametrize("op", ["dgfe", "dgfe_from_reconstruction"])
+def test_results_follow_the_layout_of_the_features(
+    op: str, kit: Any, layout: str, dtype: torch.dtype, device: str
+) -> None:
+    case = kit.case(op, kit.sizes["even"], dtype, device, layout)
+    output = case.run()[0]
+    assert kit.follows_layout(output, case.tensors["features"])
     case.require_grad()
     cotangent = torch.randn_like(output)[:1].expand(output.shape)
-    expected = case.gradients(case.run(), (kit.lay_out(cotangent, layout),))
+    expected = case.gradients(case.run()[:1], (kit.lay_out(cotangent, layout),))
     for cotangent_layout in ("contiguous", "channels_last", "expanded"):
-        gradients = case.gradients(case.run(), (kit.lay_out(cotangent, cotangent_layout),))
-        assert kit.follows_layout(gradients["features"], features)
+        gradients = case.gradients(case.run()[:1], (kit.lay_out(cotangent, cotangent_layout),))
+        for name in ("features", "reconstruction") if op == "dgfe_from_reconstruction" else ("features",):
+            assert kit.follows_layout(gradients[name], case.tensors[name])
         for name, gradient in gradients.items():
             assert torch.equal(gradient, expected[name]), name
 
@@ -77,19 +85,17 @@ def everything(case: Any) -> list[torch.Tensor]:
 
 
 @pytest.mark.parametrize("resize", RESIZES)
-@pytest.mark.parametrize("op", ["reconstruction_difference", "filtration", "channel_reweighting", "dgfe"])
+@pytest.mark.parametrize(
+    "op", ["reconstruction_difference", "filtration", "channel_reweighting", "dgfe", "dgfe_from_reconstruction"]
+)
 def test_bitwise_the_same_in_every_run_and_with_any_number_of_threads(
     op: str, resize: str, kit: Any, native_layout: str, dtype: torch.dtype, device: str
 ) -> None:
     if resize != "nearest" and op in ("reconstruction_difference", "channel_reweighting"):
         pytest.skip("has no resize")
-    options = (
-        {"resize": resize}
-        if op in ("filtration", "dgfe")
-        else {"valid_size": True}
-        if op != "channel_reweighting"
-        else {}
-    )
+    options: dict[str, Any] = {} if op in ("reconstruction_difference", "channel_reweighting") else {"resize": resize}
+    if "reconstruction" in op:
+        options["valid_size"] = True
     case = kit.case(
         op, kit.new_sizes(2, 33, 48, 67, 192, 268, 4), dtype, device, native_layout, **options
     ).require_grad()

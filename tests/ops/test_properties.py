@@ -26,7 +26,15 @@ def size_strategy(kit: Any) -> st.SearchStrategy[Any]:
 
 
 @pytest.mark.parametrize(
-    "op", ["difference_map", "reconstruction_difference", "filtration", "channel_reweighting", "dgfe"]
+    "op",
+    [
+        "difference_map",
+        "reconstruction_difference",
+        "filtration",
+        "channel_reweighting",
+        "dgfe",
+        "dgfe_from_reconstruction",
+    ],
 )
 def test_agrees_with_the_reference(op: str, kit: Any, device: str) -> None:
     @few
@@ -34,13 +42,13 @@ def test_agrees_with_the_reference(op: str, kit: Any, device: str) -> None:
     def check(data: st.DataObject) -> None:
         torch.manual_seed(data.draw(seeds))
         options: dict[str, Any] = {}
-        if op in ("filtration", "dgfe"):
+        if op in ("filtration", "dgfe", "dgfe_from_reconstruction"):
             options["resize"] = data.draw(st.sampled_from(RESIZES))
             options["surrogate"] = data.draw(st.sampled_from(SURROGATES))
             options["alpha"] = data.draw(st.none() | st.floats(0.5, 200))
-        elif op != "channel_reweighting":
-            options["from_logits"] = data.draw(st.booleans())
-            if op == "reconstruction_difference":
+        if op in ("difference_map", "reconstruction_difference", "dgfe_from_reconstruction"):
+            options["from_logits"] = data.draw(st.booleans()) and options.get("surrogate") != "rect"  # it has edges
+            if op != "difference_map":
                 options["valid_size"] = data.draw(st.sampled_from([None, True]))
         sizes, dtype, layout = data.draw(size_strategy(kit)), data.draw(half_or_more), data.draw(layouts)
         kit.assert_agrees(kit.case(op, sizes, dtype, device, layout, **options))

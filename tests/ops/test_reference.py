@@ -19,6 +19,8 @@ CALLS: dict[str, tuple[str, dict[str, Any]]] = {
     "filtration": ("filtration", {}),
     "channel_reweighting": ("channel_reweighting", {}),
     "dgfe": ("dgfe", {}),
+    "dgfe_from_reconstruction": ("dgfe_from_reconstruction", {}),
+    "dgfe_from_reconstruction_logits_valid": ("dgfe_from_reconstruction", {"from_logits": True, "valid_size": True}),
 }
 
 
@@ -33,7 +35,7 @@ def test_every_dtype_layout_and_size(
 @pytest.mark.parametrize("surrogate", SURROGATES)
 @pytest.mark.parametrize("resize", RESIZES)
 @pytest.mark.parametrize("size", ["odd", "upsampled"])
-@pytest.mark.parametrize("op", ["filtration", "dgfe"])
+@pytest.mark.parametrize("op", ["filtration", "dgfe", "dgfe_from_reconstruction"])
 def test_every_resize_and_surrogate(
     op: str, size: str, resize: str, surrogate: str, kit: Any, dtype: torch.dtype, device: str
 ) -> None:
@@ -43,13 +45,13 @@ def test_every_resize_and_surrogate(
 
 
 @pytest.mark.parametrize("resize", RESIZES)
-@pytest.mark.parametrize("op", ["filtration", "dgfe"])
+@pytest.mark.parametrize("op", ["filtration", "dgfe", "dgfe_from_reconstruction"])
 def test_every_resize_and_size(op: str, resize: str, kit: Any, sizes: Any, native_layout: str, device: str) -> None:
     kit.assert_agrees(kit.case(op, sizes, torch.float32, device, native_layout, resize=resize))
 
 
 @pytest.mark.parametrize("half", [torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("op", ["difference_map", "reconstruction_difference"])
+@pytest.mark.parametrize("op", ["difference_map", "reconstruction_difference", "dgfe_from_reconstruction"])
 @pytest.mark.parametrize("from_logits", [False, True])
 def test_half_reconstruction_beside_float32_image(
     op: str, from_logits: bool, half: torch.dtype, kit: Any, device: str
@@ -71,13 +73,21 @@ def test_dgfe_with_mixed_dtypes(widened: str, half: torch.dtype, kit: Any, nativ
 
 
 def test_only_the_gradients_asked_for(kit: Any, device: str) -> None:
-    for op in ("difference_map", "reconstruction_difference", "filtration", "channel_reweighting", "dgfe"):
+    for op in (
+        "difference_map",
+        "reconstruction_difference",
+        "filtration",
+        "channel_reweighting",
+        "dgfe",
+        "dgfe_from_reconstruction",
+    ):
         case = kit.case(op, device=device).require_grad()
         outputs = case.run()
         cotangents = tuple(torch.randn_like(output) for output in outputs)
         together = case.gradients(outputs, cotangents)
         for name, tensor in case.tensors.items():
             alone = kit.case(op, device=device)
+            alone.options = case.options
             alone.tensors = {other: x.detach() for other, x in case.tensors.items()}
             alone.tensors[name] = tensor
             outputs = alone.run()
@@ -88,14 +98,61 @@ def test_only_the_gradients_asked_for(kit: Any, device: str) -> None:
 
 
 @pytest.mark.parametrize("used", [0, 1])
-def test_reconstruction_difference_with_one_result_used(used: int, kit: Any, device: str) -> None:
-    case = kit.case("reconstruction_difference", device=device, valid_size=True).require_grad()
+@pytest.mark.parametrize("op", ["reconstruction_difference", "dgfe_from_reconstruction"])
+def test_one_of_two_results_used(op: str, used: int, kit: Any, device: str) -> None:
+    case = kit.case(op, device=device, valid_size=True).require_grad()
     exact = case.in_float64().require_grad()
     output, expected = case.run()[used], exact.specified()[used]
     cotangent = torch.randn_like(output)
     gradients = case.gradients((output,), (cotangent,))
-    for name, gradient in exact.gradients((expected,), (cotangent.double(),)).items():
-        torch.testing.assert_close(gradients[name], gradient.float(), rtol=1e-5, atol=1e-7)
+    tensors = list(exact.tensors.values())
+    by_reference = torch.autograd.grad(expected, tensors, cotangent.double(), materialize_grads=True)
+    for name, gradient in zip(gradients, by_reference, strict=True):
+        tolerance = 1e-5 * gradient.abs().max().item()
+        torch.testing.assert_close(gradients[name], gradient.float(), rtol=1e-5, atol=tolerance)
+
+
+@pytest.mark.parametrize("resize", RESIZES)
+@pytest.mark.parametrize("from_logits", [False, True])
+@pytest.mark.parametrize("image_grad", [False, True])  # with it the op itself runs the two ops
+def test_dgfe_from_reconstruction_is_made_of_two_ops(
+    image_grad: bool, from_logits: bool, resize: str, kit: Any, native_layout: str, device: str
+) -> None:
+    of_images = {"from_logits": from_logits, "valid_size": True}
+    of_dgfe = {"resize": resize, "surrogate": "atan", "alpha": 20}
+    case = kit.case("dgfe_from_reconstruction", device=device, layout=native_layout, **of_images, **of_dgfe)
+    if image_grad:
+        case.tensors["image"] = case.options.pop("image")
+    case.require_grad()
+    tensors = dict(case.tensors)
+    images = {"reconstruction": tensors.pop("reconstruction")}
+    images["image"] = tensors.pop("image") if image_grad else case.options["image"]
+    of_images["valid_size"] = case.options["valid_size"]
+
+    difference, mse = ops.reconstruction_difference(**images, **of_images)
+    composed = (ops.dgfe(**tensors, difference=difference, **of_dgfe), mse)
+    fused = case.run()
+    torch.testing.assert_close(fused, composed, rtol=1e-6, atol=0)
+    cotangents = (torch.randn_like(composed[0]), torch.tensor(0.7, device=device))
+    expected = case.gradients(composed, cotangents)
+    for name, gradient in case.gradients(fused, cotangents).items():
+        tolerance = 1e-5 * expected[name].abs().max().item()
+        torch.testing.assert_close(gradient, expected[name], rtol=1e-5, atol=tolerance)
+
+
+@pytest.mark.parametrize("image_grad", [False, True])
+def test_dgfe_from_reconstruction_without_mse(
+    image_grad: bool, kit: Any, sizes: Any, dtype: torch.dtype, device: str
+) -> None:
+    case = kit.case("dgfe_from_reconstruction", sizes, dtype, device, "sliced")
+    case.options["image"].requires_grad_(image_grad)
+    enhanced, _ = case.run()
+    without, mse = ops.dgfe_from_reconstruction(**case.tensors, **case.options, with_mse=False)
+    assert mse is None
+    assert torch.equal(without, enhanced)
+    if not image_grad:
+        case.options["with_mse"] = False
+        kit.assert_agrees(case)
 
 
 def test_inplace_dgfe(kit: Any, native_layout: str, sizes: Any, dtype: torch.dtype, device: str) -> None:

@@ -29,10 +29,12 @@ def sample_calls(
     mlp = (weight1, bias1, weight2, bias2)
     reconstruction, image = kit.case("difference_map", dtype=dtype, device=device, layout=layout).tensors.values()
     valid_size = torch.tensor([[30, 40], [32, 48]], device=device)
-    pooled = torch.ops.srtod.channel_reweighting(features, *mlp)
+    _, *kept = torch.ops.srtod.dgfe(*case.tensors.values(), 2, 4, 32.0)
+    pooled = kept[1:]
     weights_grad, filter_grad = torch.randn_like(pooled[0]), torch.randn_like(features[:, :1]).contiguous()
     map_grad, mse_grad = torch.randn_like(image[:, :1]), torch.tensor(0.5, device=device)
-    backward_inputs = (features, difference, threshold, *pooled, *mlp[:3])
+    maps_grad = torch.randn_like(features)
+    images = (reconstruction, image)
     return {
         "difference_map": (reconstruction, image, True),
         "reconstruction_difference": (reconstruction, image, False, valid_size),
@@ -43,7 +45,12 @@ def sample_calls(
         "_channel_reweighting_backward": (weights_grad, features, *pooled, *mlp[:3]),
         "dgfe": (features, difference, threshold, *mlp, 0, 2, 112.0),
         "dgfe_": (features.clone(), difference, threshold, *mlp, 2),
-        "_dgfe_backward": (torch.randn_like(features), *backward_inputs, 2, 4, 32.0, True),
+        "_dgfe_backward": (maps_grad, features, difference, threshold, *kept, *mlp[:3], 2, 4, 32.0, True),
+        "dgfe_from_reconstruction": (features, *images, threshold, *mlp, True, valid_size, True, 2, 4, 32.0),
+        "_dgfe_from_reconstruction_backward": (
+            *(maps_grad, mse_grad, features, *images, threshold, *kept, *mlp[:3]),
+            *(True, valid_size, 2, 4, 32.0, True),
+        ),
     }
 
 
@@ -65,6 +72,8 @@ def test_all_ops_are_sampled(kit: Any, device: str) -> None:
         "dgfe",
         "dgfe_",
         "_dgfe_backward",
+        "dgfe_from_reconstruction",
+        "_dgfe_from_reconstruction_backward",
     ],
 )
 def test_opcheck(op: str, kit: Any, native_layout: str, device: str) -> None:
@@ -72,7 +81,11 @@ def test_opcheck(op: str, kit: Any, native_layout: str, device: str) -> None:
     for dtype in (torch.float32, torch.bfloat16):
         args = sample_calls(kit, native_layout, device, dtype=dtype)[op]
         if differentiable and dtype == torch.float32:
-            args = tuple(x.requires_grad_() if isinstance(x, Tensor) and x.is_floating_point() else x for x in args)
+            no_grad = 2 if op == "dgfe_from_reconstruction" else None  # the image
+            args = tuple(
+                x.requires_grad_() if isinstance(x, Tensor) and x.is_floating_point() and k != no_grad else x
+                for k, x in enumerate(args)
+            )
         torch.library.opcheck(getattr(torch.ops.srtod, op), args)
 
 
@@ -85,6 +98,12 @@ def test_opcheck_without_optional_arguments(kit: Any, device: str) -> None:
     torch.library.opcheck(backward, (None, mse_grad, reconstruction, image, True, None))
     torch.library.opcheck(backward, (map_grad, None, reconstruction, image, True, None))
     torch.library.opcheck(torch.ops.srtod._dgfe_backward, (*calls["_dgfe_backward"][:-1], False))
+    features, *others = calls["dgfe_from_reconstruction"]
+    others[8:10] = (None, False)  # valid_size, with_mse
+    torch.library.opcheck(torch.ops.srtod.dgfe_from_reconstruction, (features.clone().requires_grad_(), *others))
+    maps_grad, _, *others = calls["_dgfe_from_reconstruction_backward"]
+    others[13], others[17] = None, False  # valid_size, reconstruction_grad
+    torch.library.opcheck(torch.ops.srtod._dgfe_from_reconstruction_backward, (maps_grad, None, *others))
 
 
 def street(reconstruction: Tensor, image: Tensor, features: Tensor, module: ops.DGFE, size: tuple[int, int]) -> Tensor:
@@ -92,8 +111,12 @@ def street(reconstruction: Tensor, image: Tensor, features: Tensor, module: ops.
     difference, mse = ops.reconstruction_difference(reconstruction, image, from_logits=True)
     enhanced = module(features, difference)
     mask = ops.filtration(ops.difference_map(reconstruction, image), module.threshold, size, resize="area")
-    weights = ops.channel_reweighting(features, module.fc1.weight, module.fc1.bias, module.fc2.weight, module.fc2.bias)
-    return (enhanced * weights).square().mean() + mse + mask.mean()
+    mlp = (module.fc1.weight, module.fc1.bias, module.fc2.weight, module.fc2.bias)
+    weights = ops.channel_reweighting(features, *mlp)
+    again, error = ops.dgfe_from_reconstruction(features, reconstruction, image, module.threshold, *mlp)
+    inferred, _ = ops.dgfe_from_reconstruction(features, reconstruction, image, module.threshold, *mlp, with_mse=False)
+    enhanced = enhanced * weights + again - 0.5 * inferred
+    return enhanced.square().mean() + mse + mask.mean() + error
 
 
 def street_inputs(kit: Any, batch: int, side: int, layout: str, device: str) -> tuple[Tensor, Tensor, Tensor]:
@@ -124,8 +147,9 @@ def test_compile_with_dynamic_shapes(kit: Any, native_layout: str, device: str) 
     for batch, side in ((2, 8), (3, 11), (5, 6)):
         inputs = street_inputs(kit, batch, side, native_layout, device)
         torch.testing.assert_close(gradients(compiled, inputs, module), gradients(street, inputs, module))
-    for op in ("reconstruction_difference", "dgfe", "difference_map", "filtration", "channel_reweighting"):
-        assert any(f"srtod.{op}" in target for target in targets), targets
+    public = ("reconstruction_difference", "dgfe", "difference_map", "filtration", "channel_reweighting")
+    for op in (*public, "dgfe_from_reconstruction"):
+        assert f"srtod.{op}" in targets or f"srtod.{op}.default" in targets, targets
 
 
 def test_compile_with_inductor(kit: Any, device: str) -> None:
@@ -196,6 +220,21 @@ def test_autocast_changes_nothing(half: torch.dtype, kit: Any, device: str) -> N
         cast.float().sum().backward()
         assert module.threshold.grad.dtype == torch.float32
         assert module.threshold.grad != 0
+
+
+@pytest.mark.parametrize("half", [torch.bfloat16, torch.float16])
+def test_autocast_does_not_round_the_images(half: torch.dtype, kit: Any, device: str) -> None:
+    """A float32 image and float32 parameters beside half-precision features and logits."""
+    case = kit.case("dgfe_from_reconstruction", device=device, from_logits=True).require_grad()
+    case.tensors |= {name: case.tensors[name].detach().to(half) for name in ("features", "reconstruction")}
+    plain = case.run()
+    with torch.autocast(device, half):
+        cast, specified = case.run(), case.specified()
+    assert [x.dtype for x in cast] == [x.dtype for x in specified] == [half, torch.float32]
+    assert all(torch.equal(x, y) for x, y in zip(cast, plain, strict=True))
+    torch.testing.assert_close(specified, plain, rtol=torch.finfo(half).eps, atol=1e-6)
+    sum(x.float().sum() for x in cast).backward()
+    assert case.tensors["threshold"].grad != 0
 
 
 def test_autocast_around_convolutions(kit: Any, device: str) -> None:
