@@ -1,0 +1,223 @@
+// Filtration on the GPU, for its own op and for DGFE: the value of one filter pixel, and the gradient of one pixel of
+// the difference map.
+#pragma once
+#include "images.cuh"
+
+namespace srtod {
+
+// Where the differences come from: a map [N, 1, H, W], or the reconstruction and the image.
+struct Difference {
+  AnyFloat map;
+  Strides strides;
+  AnyImages images;
+  bool from_images;
+  uint32_t height, width;
+
+  explicit Difference(const Tensor& map)
+      : map(map),
+        strides(map),
+        from_images(false),
+        height(static_cast<uint32_t>(map.size(2))),
+        width(static_cast<uint32_t>(map.size(3))) {}
+  explicit Difference(const AnyImages& images)
+      : images(images), from_images(true), height(images.height), width(images.width) {}
+
+  template <class A>
+  __device__ __forceinline__ A at(int64_t n, uint32_t y, uint32_t x) const {
+    A squares = 0;
+    return from_images ? images.difference<A>(n, y, x, squares) : map.at<A>(strides.at(n, y, x));
+  }
+};
+
+struct Filter {
+  Difference difference;
+  AnyFloat threshold;
+  uint32_t height, width;  // of the filter
+  float scale_y, scale_x;  // map size / filter size, as PyTorch's nearest resize rounds it
+  Resize resize;
+  Surrogate surrogate;
+  double alpha;
+
+  Filter(const char* op, const Difference& difference, const Tensor& threshold, int64_t height, int64_t width,
+         int64_t resize, int64_t surrogate, double alpha)
+      : difference(difference),
+        threshold(threshold),
+        height(static_cast<uint32_t>(height)),
+        width(static_cast<uint32_t>(width)),
+        scale_y(static_cast<float>(difference.height) / static_cast<float>(height)),
+        scale_x(static_cast<float>(difference.width) / static_cast<float>(width)),
+        resize(Resize(resize)),
+        surrogate(Surrogate(surrogate)),
+        alpha(alpha) {
+    for (int64_t pixels : {int64_t{difference.height} * difference.width, height * width})
+      STD_TORCH_CHECK(pixels <= 2147483647, op, ": a map of more than 2^31 - 1 pixels is too large");
+  }
+
+  __host__ __device__ __forceinline__ uint32_t pixels() const { return height * width; }
+  __host__ __device__ __forceinline__ uint32_t map_pixels() const { return difference.height * difference.width; }
+};
+
+// `pooling_window` in 32 bits where they suffice: 64-bit division is a function call on a GPU.
+__device__ __forceinline__ Window<uint32_t> window_of(uint32_t k, uint32_t input, uint32_t output) {
+  if ((uint64_t{k} + 1) * input + output <= 0xffffffffu) return pooling_window(k, input, output);
+  const Window<uint64_t> w = pooling_window<uint64_t>(k, input, output);
+  return {static_cast<uint32_t>(w.begin), static_cast<uint32_t>(w.end)};
+}
+
+// How much input i of an axis counts in output k, for the resizes that are weighted sums.
+template <class A>
+__device__ __forceinline__ A axis_weight(Resize resize, uint32_t i, uint32_t k, uint32_t input, uint32_t output,
+                                         float scale) {
+  if (resize == Resize::nearest) return nearest_index(k, scale, input) == i ? A(1) : A(0);
+  if (resize == Resize::area) {
+    const Window<uint32_t> w = window_of(k, input, output);
+    return i >= w.begin && i < w.end ? A(1) / static_cast<A>(w.end - w.begin) : A(0);
+  }
+  const Mixture<A, uint32_t> m = bilinear_mixture<A>(k, input, output);
+  return i == m.low ? A(1) - m.fraction : i == m.high ? m.fraction : A(0);
+}
+
+// The outputs of an axis that input i can count in, never too few: with those of its neighbours, which bilinear mixes.
+__device__ __forceinline__ Window<uint32_t> outputs_of(uint32_t i, uint32_t input, uint32_t output) {
+  const uint32_t begin = window_of(i > 0 ? i - 1 : 0, output, input).begin;
+  const uint32_t end = window_of(minimum(i + 1, input - 1), output, input).end;
+  return {begin > 0 ? begin - 1 : 0, minimum(end + 1, output)};
+}
+
+struct MapWindow {  // of the map: the pixels that output (i, j) of a pooling resize covers
+  Window<uint32_t> rows, columns;
+
+  __device__ __forceinline__ MapWindow(const Filter& f, uint32_t i, uint32_t j)
+      : rows(window_of(i, f.difference.height, f.height)), columns(window_of(j, f.difference.width, f.width)) {}
+
+  __device__ __forceinline__ bool holds(uint32_t y, uint32_t x) const {
+    return y >= rows.begin && y < rows.end && x >= columns.begin && x < columns.end;
+  }
+  // Calls visit(y, x) for every pixel, row by row.
+  template <class F>
+  __device__ __forceinline__ void each(const F& visit) const {
+    for (uint32_t y = rows.begin; y < rows.end; ++y)
+      for (uint32_t x = columns.begin; x < columns.end; ++x) visit(y, x);
+  }
+};
+
+// The greatest difference in a window and its first position in the map; with NaN the last one, as PyTorch's pooling.
+template <class A>
+__device__ __forceinline__ Maximum<A> window_maximum(const Filter& f, int64_t n, const MapWindow& window) {
+  Maximum<A> best = Maximum<A>::before(window.rows.begin * f.difference.width + window.columns.begin);
+  window.each([&](uint32_t y, uint32_t x) {
+    const A value = f.difference.at<A>(n, y, x);
+    if (value > best.value || value != value) best = {value, y * f.difference.width + x};
+  });
+  return best;
+}
+
+// Value of the filter at pixel (i, j) of image n: 1 + Resize(step(D - t)).
+template <class A>
+__device__ __forceinline__ A filter_value(const Filter& f, int64_t n, uint32_t i, uint32_t j, A t) {
+  const uint32_t height = f.difference.height, width = f.difference.width;
+  switch (f.resize) {
+    case Resize::nearest:
+      return A(1) +
+             step(f.difference.at<A>(n, nearest_index(i, f.scale_y, height), nearest_index(j, f.scale_x, width)) - t);
+    case Resize::max:
+      return A(1) + step(window_maximum<A>(f, n, MapWindow(f, i, j)).value - t);
+    case Resize::area: {  // dividing last keeps uniform maps uniform
+      A sum = 0;
+      uint32_t count = 0;
+      MapWindow(f, i, j).each([&](uint32_t y, uint32_t x) {
+        sum += step(f.difference.at<A>(n, y, x) - t);
+        ++count;
+      });
+      return A(1) + sum / static_cast<A>(count);
+    }
+    case Resize::bilinear: {
+      const Mixture<A, uint32_t> rows = bilinear_mixture<A>(i, height, f.height);
+      const Mixture<A, uint32_t> columns = bilinear_mixture<A>(j, width, f.width);
+      A sum = 0;
+      for (int k = 0; k < 4; ++k) {
+        const A weight =
+            (k / 2 ? rows.fraction : A(1) - rows.fraction) * (k % 2 ? columns.fraction : A(1) - columns.fraction);
+        if ((k / 2 && rows.high == rows.low) || (k % 2 && columns.high == columns.low)) continue;
+        sum +=
+            weight * step(f.difference.at<A>(n, k / 2 ? rows.high : rows.low, k % 2 ? columns.high : columns.low) - t);
+      }
+      return A(1) + sum;
+    }
+  }
+  return A(1);
+}
+
+// How much the difference at (y, x) counts in output (i, j), of which `row_weight` is the share of the rows.
+template <class A>
+__device__ __forceinline__ A pixel_weight(const Filter& f, int64_t n, uint32_t y, uint32_t x, uint32_t i, uint32_t j,
+                                          A row_weight) {
+  if (f.resize != Resize::max)
+    return row_weight * axis_weight<A>(f.resize, x, j, f.difference.width, f.width, f.scale_x);
+  const MapWindow window(f, i, j);
+  return window.holds(y, x) && window_maximum<A>(f, n, window).index == y * f.difference.width + x ? A(1) : A(0);
+}
+
+// Gradient of the difference at pixel (y, x), gathered from those filter pixels that it went into: no atomics, one
+// order. `grad_filter(i, j)` is the gradient of the filter at (i, j) of the same image. Summed over all pixels and
+// negated, it is the gradient of the threshold.
+template <class A, class GradFilter>
+__device__ __forceinline__ A difference_gradient(const Filter& f, int64_t n, uint32_t y, uint32_t x, A t,
+                                                 const GradFilter& grad_filter) {
+  if (f.surrogate == Surrogate::none) return A(0);
+  const Window<uint32_t> rows = outputs_of(y, f.difference.height, f.height);
+  const Window<uint32_t> columns = outputs_of(x, f.difference.width, f.width);
+  A sum = 0;
+  bool used = false;
+  for (uint32_t i = rows.begin; i < rows.end; ++i) {
+    A row_weight = 1;
+    if (f.resize != Resize::max) row_weight = axis_weight<A>(f.resize, y, i, f.difference.height, f.height, f.scale_y);
+    if (row_weight == A(0)) continue;
+    for (uint32_t j = columns.begin; j < columns.end; ++j) {
+      const A weight = pixel_weight(f, n, y, x, i, j, row_weight);
+      if (weight == A(0)) continue;
+      sum += weight * grad_filter(i, j);
+      used = true;
+    }
+  }
+  return used ? sum * surrogate_derivative(f.difference.at<A>(n, y, x) - t, f.surrogate, static_cast<A>(f.alpha))
+              : A(0);
+}
+
+constexpr uint32_t kMapPixelsOfThread = 4;
+constexpr uint32_t kMapPixelsOfBlock = kThreads * kMapPixelsOfThread;
+
+inline uint32_t map_tiles(const Filter& f) {
+  return static_cast<uint32_t>(divide_up(f.map_pixels(), kMapPixelsOfBlock));
+}
+
+// One block's share of the gradients of the differences, tile `tile` of image n: hands each to `set(y, x, gradient)`
+// and returns the sum over the tile to every thread. Their sum cancels much, hence double.
+template <class A, class GradFilter, class Set>
+__device__ __forceinline__ double difference_gradient_tile(const Filter& f, int64_t n, uint32_t tile,
+                                                           const GradFilter& grad_filter, const Set& set,
+                                                           double* scratch) {
+  const A t = f.threshold.at<A>(0);
+  double sum = 0;
+#pragma unroll 1
+  for (uint32_t k = 0; k < kMapPixelsOfThread; ++k) {
+    const uint32_t p = tile * kMapPixelsOfBlock + k * kThreads + threadIdx.x, y = p / f.difference.width;
+    if (y >= f.difference.height) break;
+    const uint32_t x = p - y * f.difference.width;
+    const A grad = difference_gradient(f, n, y, x, t, grad_filter);
+    sum += static_cast<double>(grad);
+    set(y, x, grad);
+  }
+  return block_sum(sum, scratch);
+}
+
+// The threshold's gradient from the tiles' sums, added up in order by one block.
+__device__ __forceinline__ void threshold_gradient(const double* sums, uint32_t count, AnyFloatOut grad_threshold,
+                                                   double* scratch) {
+  double total = 0;
+  for (uint32_t k = threadIdx.x; k < count; k += kThreads) total += sums[k];
+  total = block_sum(total, scratch);
+  if (threadIdx.x == 0) grad_threshold.set(0, -total);
+}
+
+}  // namespace srtod
