@@ -17,13 +17,18 @@ import runpy
 import shutil
 import subprocess
 import sys
+import sysconfig
 from pathlib import Path
 
 from setuptools import Extension, setup
 
 TORCH_TARGET = "0x020b000000000000"  # torch 2.11, the oldest that the libraries load under
 CXX_FLAGS = ["-O3", "-g0", "-std=c++17", "-fopenmp-simd", "-fvisibility=hidden", "-Wall"]
-DEFAULT_ARCHITECTURES = ("8.0", "8.6", "8.9", "9.0", "10.0", "12.0")
+NVCC_FLAGS = ["-O3", "-std=c++17", "-Xcompiler=-fvisibility=hidden,-Wall"]  # no fast-math: see CONTRIBUTING.md
+# Where no GPU is visible. Code for 8.0 runs on 8.6 and 8.9 too, and `architectures` adds PTX of the last, which the
+# driver translates for newer GPUs: all from 8.0 on are served, and two cores build it in minutes. Each further
+# architecture would take about half as long again.
+DEFAULT_ARCHITECTURES = ("8.0", "9.0")
 METADATA_COMMANDS = {"egg_info", "dist_info", "sdist"}
 ROOT = Path(__file__).resolve().parent
 
@@ -79,7 +84,7 @@ def why_no_cuda(home: Path | None, torch_version: str, torch_cuda: str | None) -
 
 
 def architectures(home: Path) -> str:
-    """TORCH_CUDA_ARCH_LIST if set; else those of the visible GPUs, or without a GPU all common ones nvcc knows."""
+    """TORCH_CUDA_ARCH_LIST if set; else those of the visible GPUs; else the default ones that nvcc knows."""
     requested = os.environ.get("TORCH_CUDA_ARCH_LIST", "")
     if requested not in ("", "native"):
         return requested.strip().replace(" ", ";")
@@ -93,6 +98,9 @@ def architectures(home: Path) -> str:
 
 def compiled_parts() -> dict:
     """The arguments of `setup` that build the libraries."""
+    # torch looks for ninja on the PATH; an environment that is not activated has it beside its python. Without ninja
+    # the files are compiled one after another, and all of them after every change.
+    os.environ["PATH"] = os.pathsep.join([os.environ.get("PATH", os.defpath), sysconfig.get_path("scripts")])
     home = cuda_home()
     if home:
         os.environ["CUDA_HOME"] = str(home)  # read by torch.utils.cpp_extension at import
@@ -105,6 +113,13 @@ def compiled_parts() -> dict:
         ) from error
     from torch.utils import cpp_extension
 
+    no_cuda = why_no_cuda(home, torch.__version__, torch.version.cuda)
+    if no_cuda and flag("SRTOD_CUDA"):
+        raise SystemExit(f"[srtod] SRTOD_CUDA=1, but {no_cuda}")
+    ways_out = "SRTOD_BUILD=0 in front of the command installs pure Python, which is slower."
+    if not no_cuda:
+        ways_out = "SRTOD_CUDA=0 in front of the command leaves out the CUDA kernels; " + ways_out
+
     class BuildExtension(cpp_extension.BuildExtension):
         def build_extensions(self) -> None:
             try:
@@ -115,17 +130,15 @@ def compiled_parts() -> dict:
                     "compiler said is above.\n"
                     "[srtod] Needed: a C++17 compiler (GCC 12 or newer, CXX=... names one) and Python's headers, for "
                     "example `apt install g++ python3-dev`.\n"
-                    "[srtod] The way out: SRTOD_BUILD=0 in front of the command installs pure Python, which is slower."
+                    f"[srtod] The way out: {ways_out}"
                 ) from error
 
-    no_cuda = why_no_cuda(home, torch.__version__, torch.version.cuda)
-    if no_cuda and flag("SRTOD_CUDA"):
-        raise SystemExit(f"[srtod] SRTOD_CUDA=1, but {no_cuda}")
     macros = [("TORCH_TARGET_VERSION", TORCH_TARGET)]
     libraries = [
         cpp_extension.CppExtension(
             "srtod._cpu",
             sources("csrc/*.cpp") + sources("csrc/cpu/*.cpp"),
+            depends=sources("csrc/*.h") + sources("csrc/cpu/*.h"),  # for builds without ninja, which finds them itself
             define_macros=macros,
             extra_compile_args={"cxx": CXX_FLAGS},
             py_limited_api=True,
@@ -145,8 +158,9 @@ def compiled_parts() -> dict:
             cpp_extension.CUDAExtension(
                 "srtod._cuda",
                 sources("csrc/cuda/*.cu"),
-                define_macros=[*macros, ("USE_CUDA", None)],
-                extra_compile_args={"nvcc": ["-O3", "-std=c++17", "--threads", os.environ.get("NVCC_THREADS", "2")]},
+                depends=sources("csrc/*.h") + sources("csrc/cuda/*.cuh"),
+                define_macros=[*macros, ("USE_CUDA", None)],  # shows the CUDA functions of torch's stable headers
+                extra_compile_args={"nvcc": [*NVCC_FLAGS, "--threads", os.environ.get("NVCC_THREADS", "2")]},
                 py_limited_api=True,
             )
         )

@@ -1,6 +1,7 @@
 """Every way to install srtod from its sources, each in an environment of its own that shares this one's torch.
 
-The way that is not here, an environment without torch, is how .ci/run starts.
+The way that is not here, an environment without torch, is how .ci/run starts. Here CUDA is left out, which would take
+minutes each time; .ci/run's first stage builds it too where it can be, and so does test_kernels_compile.py.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ class Environment:
     def python(self, *arguments: str, expect: int = 0, **variables: str) -> str:
         """Runs the environment's python in the copy of the sources; returns what it prints."""
         environment = {name: value for name, value in os.environ.items() if not name.startswith(("SRTOD_", "PYTHON"))}
-        environment |= {"VIRTUAL_ENV": str(self.folder / "venv"), **variables}
+        environment |= {"VIRTUAL_ENV": str(self.folder / "venv"), "SRTOD_CUDA": "0", **variables}
         done = subprocess.run(
             [self.folder / "venv/bin/python", *arguments],
             cwd=self.sources,
@@ -126,6 +127,18 @@ def test_compile_error_fails_the_install_and_says_what_to_do(environment: Enviro
     printed = environment.python("-m", "pip", "install", ".", expect=1)
     assert "[srtod] The compiled ops could not be built" in printed
     assert "broken.cpp:1" in printed
+    assert "SRTOD_CUDA=0" not in printed.split("The way out:")[1]
+
+
+@pytest.mark.skipif(shutil.which("nvcc") is None or torch.version.cuda is None, reason="needs nvcc and torch with CUDA")
+def test_cuda_compile_error_fails_the_install_and_says_how_to_leave_cuda_out(environment: Environment) -> None:
+    kernels = environment.sources / "csrc"
+    for source in [*kernels.glob("cpu/*.cpp"), *kernels.glob("cuda/*.cu")]:
+        source.unlink()  # what compiles is of no interest here
+    (kernels / "cuda/broken.cu").write_text("int main( {")
+    printed = environment.python("-m", "pip", "install", ".", expect=1, SRTOD_CUDA="1")
+    assert "broken.cu(1)" in printed
+    assert "The way out: SRTOD_CUDA=0 in front of the command leaves out the CUDA kernels; SRTOD_BUILD=0" in printed
 
 
 def test_cuda_on_demand_fails_where_it_is_impossible(environment: Environment) -> None:
