@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
-from measurement import VARIANTS, Case
+from measurement import LAUNCHES, VARIANTS, Case, compiled, parametrize
 from torch import Tensor
 
 from srtod import ops
@@ -55,45 +56,47 @@ def authors(
     return reweighted * binary.to(features.dtype).repeat(1, channels, 1, 1) + reweighted
 
 
-def make_inputs(case: Case) -> tuple[Tensor, ...]:
-    generator = torch.Generator().manual_seed(0)
-    height, width = SIZES[case.size]
-    features = torch.randn(case.batch, CHANNELS, height, width, generator=generator)
-    difference = torch.rand(case.batch, 1, 4 * height, 4 * width, generator=generator) * 0.04
+@functools.lru_cache(maxsize=1)
+def make_inputs(shapes: Case) -> tuple[Tensor, ...]:
+    """The arguments of `dgfe`. Differences are multiples of 1/1024: the threshold of 4/255 lies between two of them."""
+    generator = torch.Generator(shapes.device).manual_seed(0)
+    height, width = SIZES[shapes.size]
+    feature_shape = (shapes.batch, CHANNELS, height, width)
+    features = torch.randn(feature_shape, generator=generator, device=shapes.device)
+    features = features.to(shapes.torch_dtype).contiguous(memory_format=shapes.memory_format)
+    steps = torch.randint(0, 41, (shapes.batch, 1, 4 * height, 4 * width), generator=generator, device=shapes.device)
     torch.manual_seed(0)
-    module = ops.DGFE(CHANNELS)
-    parameters = [
-        p.detach().to(case.device) for p in (module.threshold, *module.fc1.parameters(), *module.fc2.parameters())
-    ]
-    features = features.to(case.device, case.torch_dtype, memory_format=case.memory_format)
-    if case.dtype != "float32":
-        parameters[1:] = [p.to(case.torch_dtype) for p in parameters[1:]]
-    return tuple(t.requires_grad_(case.needs_grad) for t in (features, difference.to(case.device), *parameters))
+    module = ops.DGFE(CHANNELS).to(shapes.device)
+    mlp = [p.detach().to(shapes.torch_dtype) for p in (*module.fc1.parameters(), *module.fc2.parameters())]
+    return (features, steps / 1024, module.threshold.detach(), *mlp)
 
 
-def variant_function(variant: str, inputs: tuple[Tensor, ...]) -> Callable[..., Any]:
+def variant_function(variant: str, features: Tensor) -> Callable[..., Any]:
     if variant == "copy":
-        target = torch.empty_like(inputs[0])
+        target = torch.empty_like(features)
         return lambda features, *_: target.copy_(features)
-    return {
-        "fused": ops.dgfe,
-        "eager": ops.reference.dgfe,
-        "compile": torch.compile(ops.reference.dgfe, dynamic=False),
-        "authors": authors,
-    }[variant]
+    if variant == "compile":
+        return compiled(ops.reference.dgfe)
+    return {"eager": ops.reference.dgfe, "authors": authors}.get(variant, ops.dgfe)
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
-@pytest.mark.parametrize("case", CASES, ids=str)
+def variants(case: Case) -> tuple[str, ...]:
+    return (*VARIANTS, *LAUNCHES) if case.device == "cuda" and case.direction == "forward" else VARIANTS
+
+
+@parametrize(CASES, variants)
 def test_dgfe(case: Case, variant: str, measure: Callable[..., None]) -> None:
-    if variant == "fused" and not ops.is_fused(case.device):
+    if variant.startswith("fused") and not ops.is_fused(case.device):
         pytest.skip(f"the compiled ops are not available on {case.device}")
-    inputs = make_inputs(case)
-    function = variant_function(variant, inputs)
+    inputs = make_inputs(case.shapes)
+    function = variant_function(variant, inputs[0])
     if variant != "copy":
         with torch.no_grad():
             expected = ops.reference.dgfe(*(t.float() for t in inputs))
-            tolerance = {} if case.dtype == "float32" else {"rtol": 2e-2, "atol": 2e-2}
-            torch.testing.assert_close(function(*inputs).float(), expected, **tolerance)
+            tolerance = 1e-5 if case.dtype == "float32" else 2e-2
+            torch.testing.assert_close(function(*inputs).float(), expected, rtol=tolerance, atol=tolerance)
+            del expected
+    inputs = tuple(t.detach().requires_grad_(case.needs_grad) for t in inputs)
     grad = torch.randn_like(inputs[0])
-    measure(case, variant, function, inputs, (grad,), PASSES[case.direction])
+    floor_bytes = PASSES[case.direction] * grad.numel() * grad.element_size()
+    measure(case, variant, function, inputs, (grad,), floor_bytes)

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
-from measurement import Case
+from measurement import Case, compiled, parametrize
 from torch import Tensor
 
 from srtod import ops
 
 SIZES = {"square": (512, 512), "aitod": (800, 800), "visdrone": (736, 1280), "drones": (1088, 1920)}
-# In images of 3 channels: reads of the logits and the image, a write of D; then reads of both and of dL/dD, a write.
-PASSES = {"forward": 2 + 1 / 3, "backward": 3 + 1 / 3, "both": 5 + 2 / 3}
 
 CASES = [
     Case("reconstruction_difference", size, 1, layout, "float32", direction)
@@ -35,33 +34,43 @@ def reference(logits: Tensor, image: Tensor) -> tuple[Tensor, Tensor]:
     return ops.reference.reconstruction_difference(logits, image, from_logits=True)
 
 
-def variant_function(variant: str, inputs: tuple[Tensor, ...]) -> Callable[..., Any]:
+def fused(logits: Tensor, image: Tensor) -> tuple[Tensor, Tensor]:
+    return ops.reconstruction_difference(logits, image, from_logits=True)
+
+
+def variant_function(variant: str, logits: Tensor) -> Callable[..., Any]:
     if variant == "copy":
-        target = torch.empty_like(inputs[0])
+        target = torch.empty_like(logits)
         return lambda logits, *_: target.copy_(logits)
-    return {
-        "fused": lambda logits, image: ops.reconstruction_difference(logits, image, from_logits=True),
-        "eager": reference,
-        "compile": torch.compile(reference, dynamic=False),
-    }[variant]
+    return {"fused": fused, "eager": reference, "compile": compiled(reference)}[variant]
 
 
-@pytest.mark.parametrize("variant", ["copy", "fused", "eager", "compile"])
-@pytest.mark.parametrize("case", CASES, ids=str)
+def floor_bytes(logits: Tensor, image: Tensor, direction: str) -> float:
+    """Forward: logits and image read, D written. Backward: both and dL/dD read, the gradient of the logits written."""
+    logit_bytes, image_bytes = (x.numel() * x.element_size() for x in (logits, image))
+    forward, backward = logit_bytes + image_bytes * 4 / 3, 2 * logit_bytes + image_bytes * 4 / 3
+    return {"forward": forward, "backward": backward, "both": forward + backward}[direction]
+
+
+@functools.lru_cache(maxsize=1)
+def make_inputs(shapes: Case) -> tuple[Tensor, Tensor]:
+    """Logits and image."""
+    generator = torch.Generator(shapes.device).manual_seed(0)
+    shape = (shapes.batch, 3, *SIZES[shapes.size])
+    logits = torch.randn(shape, generator=generator, device=shapes.device)
+    logits = logits.to(shapes.torch_dtype).contiguous(memory_format=shapes.memory_format)
+    return logits, torch.rand(shape, generator=generator, device=shapes.device)
+
+
+@parametrize(CASES, lambda _: ("copy", "fused", "eager", "compile"))
 def test_reconstruction_difference(case: Case, variant: str, measure: Callable[..., None]) -> None:
     if variant == "fused" and not ops.is_fused(case.device):
         pytest.skip(f"the compiled ops are not available on {case.device}")
-    generator = torch.Generator().manual_seed(0)
-    shape = (case.batch, 3, *SIZES[case.size])
-    logits = torch.randn(shape, generator=generator).to(case.device, case.torch_dtype, memory_format=case.memory_format)
-    image = torch.rand(shape, generator=generator).to(case.device)
-    inputs = (logits.requires_grad_(case.needs_grad), image)
-    function = variant_function(variant, inputs)
+    logits, image = make_inputs(case.shapes)
+    function = variant_function(variant, logits)
     if variant != "copy":
         with torch.no_grad():
-            torch.testing.assert_close(function(*inputs), reference(logits.float(), image), rtol=1e-4, atol=1e-6)
-    grads = (
-        torch.randn(case.batch, 1, *SIZES[case.size], generator=generator).to(case.device),
-        torch.ones((), device=case.device),
-    )
-    measure(case, variant, function, inputs, grads, PASSES[case.direction])
+            torch.testing.assert_close(function(logits, image), reference(logits.float(), image), rtol=1e-4, atol=1e-6)
+    inputs = (logits.detach().requires_grad_(case.needs_grad), image)
+    grads = (torch.randn_like(image[:, :1]), torch.ones((), device=case.device))
+    measure(case, variant, function, inputs, grads, floor_bytes(logits, image, case.direction))

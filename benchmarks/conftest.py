@@ -2,19 +2,19 @@
 
 pytest benchmarks/                                  # medians over 20 rounds
 pytest benchmarks/ --rounds 1                       # a quick pass
+pytest benchmarks/ -k cuda                          # the GPU's cases alone
 pytest benchmarks/ --benchmark-json=results.json    # every entry's `extra_info` says what it measured
+python benchmarks/report.py results.json            # a table of them in Markdown
 """
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import measurement
 import pytest
-import torch
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -22,9 +22,15 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 @pytest.fixture(autouse=True)
-def _fresh_compiler() -> None:
-    torch._dynamo.reset()
-    gc.collect()
+def _compiler_of_one_shape(case: measurement.Case) -> None:
+    measurement.forget_other_shapes(case)
+
+
+@pytest.fixture(autouse=True)
+def _launches(variant: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("SRTOD_COOPERATIVE", raising=False)
+    if variant in measurement.LAUNCHES:
+        monkeypatch.setenv("SRTOD_COOPERATIVE", measurement.LAUNCHES[variant])
 
 
 @pytest.fixture
