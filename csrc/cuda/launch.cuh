@@ -188,7 +188,7 @@ __device__ __forceinline__ char* dynamic_shared_memory() {
 #ifdef SRTOD_EMULATION
   return emulation::machine().current->block->dynamic_shared.get();
 #else
-  extern __shared__ char memory[];
+  extern __shared__ __align__(16) char memory[];
   return memory;
 #endif
 }
