@@ -170,7 +170,8 @@ def compiled_parts() -> dict:
             "decision": "CPU and CUDA",
             "reason": f"nvcc in {home} matches torch {torch.__version__}",
         }
-    say(f"building for {built['decision']}, against torch {built['torch']}: {built['reason']}")
+    of = f" ({built['architectures']})" if built["architectures"] else ""
+    say(f"building for {built['decision']}{of}, against torch {built['torch']}: {built['reason']}")
     info = Extension(
         "srtod._build_info",
         ["csrc/build_info.cpp"],

@@ -1,6 +1,6 @@
 """Prints what `pytest benchmarks/ --benchmark-json=results.json` measured, as tables in Markdown.
 
-python benchmarks/report.py results.json > table.md
+python benchmarks/report.py RESULTS.json... > table.md
 
 Times are medians in microseconds. A ratio says how many times as long the first form takes as the second.
 """
@@ -59,12 +59,13 @@ def _number(value: float | None, digits: int) -> str:
 
 
 def main() -> None:
-    if len(sys.argv) != 2:
-        raise SystemExit("usage: python benchmarks/report.py results.json > table.md")
-    benchmarks = json.loads(Path(sys.argv[1]).read_text())["benchmarks"]
+    if len(sys.argv) < 2:
+        raise SystemExit("usage: python benchmarks/report.py RESULTS.json... > table.md")
+    files = [Path(name) for name in sys.argv[1:]]
+    benchmarks = [b for file in files if file.stat().st_size for b in json.loads(file.read_text())["benchmarks"]]
     entries = [b["extra_info"] for b in benchmarks if "variant" in b["extra_info"]]
     if not entries:
-        raise SystemExit(f"{sys.argv[1]} has no results of `pytest benchmarks/`")
+        raise SystemExit(f"no results of `pytest benchmarks/` in {', '.join(map(str, files))}")
     print("\n".join(tables(entries)).rstrip())
 
 

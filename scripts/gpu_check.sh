@@ -4,18 +4,21 @@
 #
 #   scripts/gpu_check.sh OUT [STAGE...]      stages: build tests sanitizer benchmarks; by default all
 #
-# OUT gets <stage>.log, and of the benchmarks benchmark.json and table.md. A failing stage does not keep the later ones
-# from running; the exit status tells whether all passed, and the last lines are a summary. Environment variables:
+# OUT gets <stage>.log, and of the benchmarks a JSON file each and table.md. A failing stage does not keep the later ones
+# from running; the exit status tells whether all passed, and the last lines are a summary. Each stage may take ten
+# minutes: where a command may not take longer, call them one by one. Environment variables:
 #
 #   PYTHON            the interpreter (python3)
-#   STAGE_SECONDS     a stage is stopped after this time (570)
-#   SRTOD_COMMIT      what is being tested, where the tree comes without its history
+#   STAGE_SECONDS     a stage is stopped after this time (540)
+#   BENCHMARKS        which files of benchmarks/ run, for example "bench_dgfe"; by default all
+#   SRTOD_COMMIT      what is being tested; needed where the tree comes without its history
 #   MAX_JOBS, TORCH_CUDA_ARCH_LIST, CUDA_HOME   as for every build, see CONTRIBUTING.md
 set -Eeuo pipefail
 
 stages=(build tests sanitizer benchmarks)
 python=${PYTHON:-python3}
-stage_seconds=${STAGE_SECONDS:-570}
+stage_seconds=${STAGE_SECONDS:-540}
+benchmarks=${BENCHMARKS:-bench_dgfe bench_dgfe_from_reconstruction bench_difference_map}
 
 fail() {
   echo "gpu_check: $1" >&2
@@ -85,8 +88,11 @@ END
   if wants build && ! command -v nvcc > /dev/null && [[ ! -x ${CUDA_HOME:-/usr/local/cuda}/bin/nvcc ]]; then
     fail "no nvcc: put the CUDA toolkit's bin folder on the PATH, or name the toolkit in CUDA_HOME"
   fi
-  if wants sanitizer && [[ -z $(sanitizer) ]]; then
-    fail "no compute-sanitizer, which is part of the CUDA toolkit: put its bin folder on the PATH"
+  if wants build && ! command -v "${CXX:-g++}" > /dev/null; then
+    fail "no C++ compiler: install g++, or name one in CXX"
+  fi
+  if wants benchmarks && [[ -z ${SRTOD_COMMIT:-} ]] && ! git -C "$root" rev-parse HEAD > /dev/null 2>&1; then
+    fail "results need a commit: the tree has no history, so name it in SRTOD_COMMIT"
   fi
 }
 
@@ -122,11 +128,17 @@ run_tests() {
 # each tensor is an allocation of its own, so that memcheck sees an access beyond it.
 run_sanitizer() {
   need_cuda_ops
+  if [[ -z $(sanitizer) ]]; then
+    echo "no compute-sanitizer, which is part of the CUDA toolkit: put its bin folder on the PATH"
+    return 1
+  fi
   local tool failed=0
   for tool in memcheck racecheck initcheck synccheck; do
-    echo "--- $tool, stopped after $((stage_seconds / 3)) s"
-    PYTORCH_NO_CUDA_MEMORY_CACHING=1 timeout --foreground $((stage_seconds / 3)) \
-      "$(sanitizer)" --tool "$tool" --error-exitcode 9 --print-limit 50 "$python" scripts/sanitize_ops.py || {
+    echo "--- $tool, stopped after $((stage_seconds / 4 - 5)) s"
+    # Errors that CUDA's functions return are PyTorch's to judge; srtod checks its own.
+    PYTORCH_NO_CUDA_MEMORY_CACHING=1 timeout --kill-after 5 $((stage_seconds / 4 - 5)) \
+      "$(sanitizer)" --tool "$tool" --error-exitcode 9 --print-limit 50 --report-api-errors no \
+      "$python" scripts/sanitize_ops.py || {
         echo "$tool FAILED with status $?"
         failed=1
       }
@@ -136,9 +148,17 @@ run_sanitizer() {
 
 run_benchmarks() {
   need_cuda_ops
-  local status=0 # if one comparison fails, the others still make a table
-  "$python" -m pytest benchmarks -k cuda -q -p no:cacheprovider --benchmark-json "$out/benchmark.json" || status=$?
-  "$python" benchmarks/report.py "$out/benchmark.json" > "$out/table.md"
+  local name status=0 # if one comparison fails, or time is up, the others still make a table
+  local -a files
+  read -ra files <<< "$benchmarks"
+  for name in "${files[@]}"; do
+    local left=$((stage_seconds - 15 - SECONDS))
+    # Interrupted, pytest still writes what it has.
+    timeout --signal INT --kill-after 10 $((left > 1 ? left : 1)) \
+      "$python" -m pytest "benchmarks/$name.py" -k cuda -q -p no:cacheprovider --benchmark-json "$out/$name.json" \
+      || status=$?
+  done
+  "$python" benchmarks/report.py "$out"/bench_*.json > "$out/table.md"
   return "$status"
 }
 
@@ -155,7 +175,7 @@ for stage in "${stages[@]}"; do
   start=$SECONDS
   echo "=== $stage, see $out/$stage.log"
   status=0
-  GPU_CHECK_STAGE=$stage timeout --kill-after 10 "$stage_seconds" "${BASH_SOURCE[0]}" "$out" \
+  GPU_CHECK_STAGE=$stage timeout --kill-after 10 "$stage_seconds" bash "$root/scripts/gpu_check.sh" "$out" \
     > "$out/$stage.log" 2>&1 || status=$?
   case $status in
     0) result=passed ;;

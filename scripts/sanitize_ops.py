@@ -18,13 +18,14 @@ from torch import Tensor
 from srtod import ops
 
 # [N, C, h, w] of the features and [H, W] of the images: rows that no vector access divides, upsampling, one pixel, more
-# channels than threads of a block, and a map of several blocks.
+# channels than threads of a block, a map of several blocks, and one of more parts than one block combines.
 SIZES = [
     ((2, 7, 9, 13), (37, 50)),
     ((1, 3, 9, 10), (4, 3)),
     ((1, 1, 1, 1), (1, 1)),
     ((1, 272, 6, 7), (24, 28)),
     ((2, 16, 61, 67), (244, 268)),
+    ((1, 2, 270, 280), (27, 28)),
 ]
 FORMATS = [torch.contiguous_format, torch.channels_last]
 

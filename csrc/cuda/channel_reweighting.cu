@@ -9,10 +9,7 @@ constexpr const char* kOp = "channel_reweighting";
 template <class A>
 __global__ void __launch_bounds__(kThreads, kBlocksPerMultiprocessor) weights_backward_kernel(WeightsBackward<A> b) {
   allow_next_launch();
-  if (b.batch == 0)
-    backward_of_mlp(b);
-  else
-    weights_backward(b, blockIdx.x);
+  weights_backward(b, blockIdx.x);
 }
 
 // The gradient of the features is constant over each channel's pixels but for its arg-max. A block takes one tile of a
@@ -65,14 +62,17 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> channel_reweighting_backward_
   Tensor grad_features = empty({features.size(0), features.size(1), features.size(2), features.size(3)},
                                features.scalar_type(), features, format);
   WeightsBackwardTensors t(shape, features, mlp);
+  if (grad_features.numel() == 0) {
+    t.set_zero(stream);
+    return {grad_features, t.grad_weight1, t.grad_bias1, t.grad_weight2, t.grad_bias2};
+  }
   Tensor counter = zero_counters(1, features, stream);
   dispatch_floating(features.scalar_type(), kOp, [&](auto tag) {
     using T = decltype(tag);
     using A = compute_t<T>;
-    const auto arguments = t.arguments<A>(shape, mlp.mlp(), const_cast<A*>(grad.const_data_ptr<A>()), 1, 0, 1, weights,
-                                          average, maximum, counter.mutable_data_ptr<int32_t>());
-    SRTOD_LAUNCH(weights_backward_kernel<A>, grid_of(std::max<int64_t>(1, shape.batch)), stream, arguments);
-    if (grad_features.numel() == 0) return;
+    const auto arguments = t.arguments<A>(shape, mlp.mlp(), grad.const_data_ptr<A>(), 1, 0, 1, weights, average,
+                                          maximum, counter.mutable_data_ptr<int32_t>());
+    SRTOD_LAUNCH(weights_backward_kernel<A>, grid_of(shape.batch), stream, arguments);
     const bool last = format == MemoryFormat::ChannelsLast;
     const int64_t rows = shape.batch * (last ? shape.pixels : shape.channels);
     const uint32_t tiles = static_cast<uint32_t>(divide_up(last ? shape.channels : shape.pixels, kThreads));

@@ -10,8 +10,8 @@ struct Shape {  // of features [N, C, h, w]; indices within one image's plane fi
 
   Shape(const char* op, const Tensor& features) : batch(features.size(0)) {
     const int64_t of_plane = features.size(2) * features.size(3);
-    STD_TORCH_CHECK(of_plane <= 2147483647 && features.size(1) <= 65535, op,
-                    ": features of more than 2^31 - 1 pixels or 65535 channels are too large");
+    STD_TORCH_CHECK(of_plane <= 2147483647 && features.size(1) <= 2147483647, op,
+                    ": features of more than 2^31 - 1 pixels or channels are too large");
     channels = static_cast<uint32_t>(features.size(1));
     pixels = static_cast<uint32_t>(of_plane);
   }
@@ -34,6 +34,7 @@ struct MlpTensors {  // contiguous; `bias2` is not needed backward
         bias2(in_format(bias2, MemoryFormat::Contiguous)) {}
 
   Mlp mlp() const {
+    STD_TORCH_CHECK(weight1.numel() <= 2147483647, "srtod: an MLP of more than 2^31 - 1 weights is too large");
     return {AnyFloat(weight1),
             AnyFloat(bias1),
             AnyFloat(weight2),
@@ -76,13 +77,12 @@ __device__ __forceinline__ void weigh_channels(const Mlp& mlp, const A* average,
 // Blocks sum parts of an image. The last block of a group of parts combines these, the last of an image its groups: two
 // short rounds instead of one block that reads hundreds of parts. Slots of an image: its parts, then its groups.
 struct Parts {
-  static constexpr uint32_t kOfGroup = 32;
   uint32_t parts, groups;
   int32_t* counters;  // [N, groups + 1], zero
 
   explicit Parts(int64_t parts)
       : parts(static_cast<uint32_t>(parts)),
-        groups(static_cast<uint32_t>(parts > kOfGroup ? divide_up(parts, kOfGroup) : 0)),
+        groups(static_cast<uint32_t>(parts > kPartsOfGroup ? divide_up(parts, kPartsOfGroup) : 0)),
         counters(nullptr) {}
 
   __host__ __device__ __forceinline__ uint32_t slots() const { return parts + groups; }
@@ -99,7 +99,8 @@ struct Parts {
                                                    const Combine& combine) const {
     int32_t* of_image = counters + n * meetings();
     if (groups == 0) return is_last_block(of_image, parts * blocks_of_part);
-    const uint32_t group = part / kOfGroup, begin = group * kOfGroup, end = minimum(begin + kOfGroup, parts);
+    const uint32_t group = part / kPartsOfGroup, begin = group * kPartsOfGroup;
+    const uint32_t end = minimum(begin + kPartsOfGroup, parts);
     if (!is_last_block(of_image + 1 + group, (end - begin) * blocks_of_part)) return false;
     combine(begin, end, parts + group);
     return is_last_block(of_image, groups);
@@ -113,7 +114,7 @@ struct WeightsBackward {
   Mlp mlp;
   int64_t batch;
   uint32_t pixels;
-  A* grad_weights;  // [N, slots, C], to be summed over the slots begin .. end
+  const A* grad_weights;  // [N, slots, C], to be summed over the slots begin .. end
   uint32_t slots, begin, end;
   const A *weights, *average, *maximum;
   A *grad_z, *hidden, *grad_hidden;  // scratch [N, C], [N, 2, R], [N, 2, R]
@@ -217,9 +218,9 @@ struct WeightsBackwardTensors {
 
   // Sums the slots begin <= k < end of `grad_weights`.
   template <class A>
-  WeightsBackward<A> arguments(const Shape& shape, const Mlp& mlp, A* grad_weights, uint32_t slots, uint32_t begin,
-                               uint32_t end, const Tensor& weights, const Tensor& average, const Tensor& maximum,
-                               int32_t* counter) {
+  WeightsBackward<A> arguments(const Shape& shape, const Mlp& mlp, const A* grad_weights, uint32_t slots,
+                               uint32_t begin, uint32_t end, const Tensor& weights, const Tensor& average,
+                               const Tensor& maximum, int32_t* counter) {
     return {mlp,
             shape.batch,
             shape.pixels,

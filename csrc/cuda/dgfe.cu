@@ -1,4 +1,6 @@
 // DGFE's forward ops: which launches they take, and on what.
+#include <string_view>
+
 #include "dgfe.cuh"
 
 namespace srtod {
@@ -7,8 +9,11 @@ namespace {
 // One launch where P2 fits the L2 cache: what a block cannot keep in shared memory it finds there. The environment
 // variable SRTOD_COOPERATIVE overrides this, for benchmarks: 1 always asks for one launch, 0 never does.
 bool wants_one_launch(const Tensor& features, const OnDevice& device) {
-  const char* value = std::getenv("SRTOD_COOPERATIVE");
-  if (value != nullptr && value[0] != '\0') return value[0] != '0';
+  const char* variable = std::getenv("SRTOD_COOPERATIVE");
+  const std::string_view value = variable == nullptr ? "" : variable;
+  STD_TORCH_CHECK(value == "" || value == "0" || value == "1", "SRTOD_COOPERATIVE must be 0, 1 or unset, got ",
+                  variable);
+  if (value != "") return value == "1";
   return features.numel() * static_cast<int64_t>(features.element_size()) <= device.cache_bytes();
 }
 
@@ -44,15 +49,16 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> dgfe_cuda(const Tenso
   const OnDevice device(features);
   const MemoryFormat format = memory_format_of(features);
   const MlpTensors mlp(weight1, bias1, weight2, bias2);
-  DgfeForward pass{"dgfe",
-                   format,
-                   in_format(features, format),
-                   enhanced_like(features),
-                   Filter("dgfe", Difference(difference), threshold, features.size(2), features.size(3), resize, 0, 1),
-                   filter_values_of(features),
-                   mlp.mlp(),
-                   PooledTensors(features),
-                   empty({0}, compute_type(features.scalar_type()), features)};
+  DgfeForward pass{
+      "dgfe",
+      format,
+      in_format(features, format),
+      enhanced_like(features),
+      Filter("dgfe", Difference("dgfe", difference), threshold, features.size(2), features.size(3), resize, 0, 1),
+      filter_values_of(features),
+      mlp.mlp(),
+      PooledTensors(features),
+      empty({0}, compute_type(features.scalar_type()), features)};
   run(pass, device);
   return {pass.enhanced,       pass.filter_values,  pass.pooled.weights,
           pass.pooled.average, pass.pooled.maximum, pass.pooled.argmax};
@@ -65,15 +71,16 @@ void dgfe_inplace_cuda(Tensor features, const Tensor& difference, const Tensor& 
                   "dgfe_: needs features laid out as contiguous or channels_last");
   const OnDevice device(features);
   const MlpTensors mlp(weight1, bias1, weight2, bias2);
-  DgfeForward pass{"dgfe_",
-                   memory_format_of(features),
-                   features,
-                   features,
-                   Filter("dgfe_", Difference(difference), threshold, features.size(2), features.size(3), resize, 0, 1),
-                   filter_values_of(features),
-                   mlp.mlp(),
-                   PooledTensors(features),
-                   empty({0}, compute_type(features.scalar_type()), features)};
+  DgfeForward pass{
+      "dgfe_",
+      memory_format_of(features),
+      features,
+      features,
+      Filter("dgfe_", Difference("dgfe_", difference), threshold, features.size(2), features.size(3), resize, 0, 1),
+      filter_values_of(features),
+      mlp.mlp(),
+      PooledTensors(features),
+      empty({0}, compute_type(features.scalar_type()), features)};
   run(pass, device);
 }
 

@@ -347,7 +347,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> dgfe_backward
       op,
       grad,
       features,
-      Filter(op, Difference(difference), threshold, features.size(2), features.size(3), resize, surrogate, alpha),
+      Filter(op, Difference(op, difference), threshold, features.size(2), features.size(3), resize, surrogate, alpha),
       filter,
       weights,
       average,

@@ -290,12 +290,10 @@ bool launch(DgfeForward& pass, const OnDevice& device) {
   s.rows = static_cast<uint32_t>(rows);
   s.rows_of_slice = static_cast<uint32_t>(divide_up(rows, std::max<int64_t>(1, blocks / shape.batch)));
   s.slices = static_cast<uint32_t>(divide_up(rows, s.rows_of_slice));
-  // Static shared memory: of the pooling, at most, and a little for sums.
-  const int64_t static_bytes = kThreads * kWidth<T> * (sizeof(A) + sizeof(uint32_t)) + kThreads * 2 * (sizeof(A) + 4) +
-                               kChunk * kWarps * (2 * sizeof(A) + sizeof(uint32_t)) + 1024;
   constexpr int64_t row_bytes = kThreads * 16;
-  s.kept = static_cast<uint32_t>(
-      std::clamp<int64_t>((device.shared_bytes() - static_bytes) / row_bytes, 0, s.rows_of_slice));
+  const int64_t fitting_rows =
+      std::max<int64_t>(0, dynamic_shared_bytes(dgfe_kernel<T, channels_last>, device) / row_bytes);
+  s.kept = static_cast<uint32_t>(std::min<int64_t>(fitting_rows, s.rows_of_slice));
   const int64_t grid = std::min<int64_t>(blocks, shape.batch * s.slices);
 
   const ScalarType type = compute_type(pass.features.scalar_type());
@@ -318,8 +316,8 @@ bool launch(DgfeForward& pass, const OnDevice& device) {
                           weights.mutable_data_ptr<A>(),
                           squares.mutable_data_ptr<double>()};
   const ImageWork<A> work(pass, pass.filter_values, pass.mse);
-  return launch_cooperative(dgfe_kernel<T, channels_last>, grid_of(grid), s.kept * row_bytes, device.stream(), x, s,
-                            pass.mlp, pool, work, y);
+  return launch_cooperative(dgfe_kernel<T, channels_last>, grid_of(grid), s.kept * row_bytes, fitting_rows * row_bytes,
+                            device.stream(), x, s, pass.mlp, pool, work, y);
 }
 
 }  // namespace

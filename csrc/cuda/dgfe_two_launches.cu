@@ -9,6 +9,8 @@ struct BesidePooling {  // blocks of the first launch: one tile each
   ImageWork<A> work;
   uint32_t filter_blocks, blocks;
 
+  void take_counter(int32_t* counter) { work.counter = counter; }  // zero
+
   __device__ __forceinline__ void operator()(uint32_t block) const {
     if (block < filter_blocks) return work.filter_tile(block);
     SRTOD_SHARED(double, scratch, [kWarps]);
@@ -38,10 +40,7 @@ void dgfe_in_two_launches(DgfeForward& pass, const OnDevice& device) {
     beside.filter_blocks = grid_of(shape.batch * beside.work.filter_tiles).x;
     beside.blocks = grid_of(shape.batch * (int64_t{beside.work.filter_tiles} + beside.work.error_tiles)).x;
     Tensor partial = empty({beside.blocks - beside.filter_blocks}, ScalarType::Double, pass.features);
-    Tensor counter = pass.mse.numel() > 0 ? zero_counters(1, pass.features, device.stream())
-                                          : empty({0}, ScalarType::Int, pass.features);
     beside.work.partial = partial.mutable_data_ptr<double>();
-    beside.work.counter = counter.mutable_data_ptr<int32_t>();
     launch_pool<T>(pass.op, pass.features, pass.format, pass.mlp, pass.pooled, device, beside);
 
     const T* x = pass.features.const_data_ptr<T>();

@@ -27,8 +27,8 @@ uint32_t tiles_of(const Tensor& image) {
 
 template <class R, class I>
 __global__ void __launch_bounds__(kThreads, kBlocksPerMultiprocessor)
-    forward_kernel(Images<Typed<R>, Typed<I>> images, uint32_t tiles, I* __restrict__ difference,
-                   double* __restrict__ partial, int32_t* counter, compute_t<R>* mse) {
+    forward_kernel(Images<Typed<R>, Typed<I>> images, uint32_t tiles, I* __restrict__ difference, double* partial,
+                   int32_t* counter, compute_t<R>* mse) {
   using A = compute_t<R>;
   SRTOD_SHARED(double, scratch, [kWarps]);
   A squares = 0;

@@ -37,7 +37,7 @@ Tensor filtration_cuda(const Tensor& difference, const Tensor& threshold, int64_
   const OnDevice device(difference);
   Tensor out = empty({difference.size(0), 1, height, width}, difference.scalar_type(), difference);
   if (out.numel() == 0) return out;
-  const Filter f(kOp, Difference(difference), threshold, height, width, resize, surrogate, alpha);
+  const Filter f(kOp, Difference(kOp, difference), threshold, height, width, resize, surrogate, alpha);
   dispatch_compute(difference.scalar_type(), [&](auto tag) {
     const uint32_t tiles = static_cast<uint32_t>(divide_up(height * width, kThreads));
     SRTOD_LAUNCH(forward_kernel<decltype(tag)>, grid_of(difference.size(0) * tiles), device.stream(), f, tiles,
@@ -57,7 +57,7 @@ std::tuple<Tensor, Tensor> filtration_backward_cuda(const Tensor& grad, const Te
   Tensor grad_difference =
       empty({difference.size(0), 1, difference.size(2), difference.size(3)}, difference.scalar_type(), difference);
   Tensor grad_threshold = empty({}, threshold.scalar_type(), threshold);
-  const Filter f(kOp, Difference(difference), threshold, grad.size(2), grad.size(3), resize, surrogate, alpha);
+  const Filter f(kOp, Difference(kOp, difference), threshold, grad.size(2), grad.size(3), resize, surrogate, alpha);
   const uint32_t tiles = map_tiles(f);
   const int64_t blocks = difference.size(0) * tiles;
   if (blocks == 0) {

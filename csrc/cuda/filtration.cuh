@@ -13,12 +13,14 @@ struct Difference {
   bool from_images;
   uint32_t height, width;
 
-  explicit Difference(const Tensor& map)
+  Difference(const char* op, const Tensor& map)
       : map(map),
         strides(map),
         from_images(false),
         height(static_cast<uint32_t>(map.size(2))),
-        width(static_cast<uint32_t>(map.size(3))) {}
+        width(static_cast<uint32_t>(map.size(3))) {
+    STD_TORCH_CHECK(map.size(2) * map.size(3) <= 2147483647, op, ": a map of more than 2^31 - 1 pixels is too large");
+  }
   explicit Difference(const AnyImages& images)
       : images(images), from_images(true), height(images.height), width(images.width) {}
 
@@ -49,8 +51,7 @@ struct Filter {
         resize(Resize(resize)),
         surrogate(Surrogate(surrogate)),
         alpha(alpha) {
-    for (int64_t pixels : {int64_t{difference.height} * difference.width, height * width})
-      STD_TORCH_CHECK(pixels <= 2147483647, op, ": a map of more than 2^31 - 1 pixels is too large");
+    STD_TORCH_CHECK(height * width <= 2147483647, op, ": a filter of more than 2^31 - 1 pixels is too large");
   }
 
   __host__ __device__ __forceinline__ uint32_t pixels() const { return height * width; }

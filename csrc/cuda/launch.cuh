@@ -24,11 +24,11 @@
 #define SRTOD_LAUNCH(kernel, grid, stream, ...)                        \
   do {                                                                 \
     (kernel)<<<(grid), ::srtod::kThreads, 0, (stream)>>>(__VA_ARGS__); \
-    STD_CUDA_KERNEL_LAUNCH_CHECK();                                    \
+    ::srtod::check_cuda(cudaGetLastError());                           \
   } while (false)
 // Lets the launch overlap the end of the one before it; the kernel begins with `wait_for_previous_launch`.
 #define SRTOD_LAUNCH_DEPENDENT(kernel, grid, stream, ...) \
-  STD_CUDA_CHECK(::srtod::launch_dependent((kernel), (grid), (stream), __VA_ARGS__))
+  ::srtod::launch_dependent((kernel), (grid), (stream), __VA_ARGS__)
 // A shared array of a block, for example SRTOD_SHARED(float, sums, [8]).
 #define SRTOD_SHARED(type, name, ...) __shared__ type name __VA_ARGS__
 #endif
@@ -40,7 +40,24 @@ constexpr int kWarps = kThreads / 32;
 // At least so many blocks fit a multiprocessor at once: leaves 128 registers to a thread, of which none is spilled.
 constexpr int kBlocksPerMultiprocessor = 2;
 
+// How finely sums are cut. Small in the emulation, so that the sizes of the tests reach every path.
+#ifdef SRTOD_EMULATION
+constexpr uint32_t kPartVectors = 4, kPartsOfGroup = 2;
+#else
+constexpr uint32_t kPartVectors = 8;    // 16-byte accesses of one thread in a part of a plane
+constexpr uint32_t kPartsOfGroup = 32;  // parts of a sum that one block combines
+#endif
+
 // --- host -----------------------------------------------------------------------------------------------------------
+
+#ifndef SRTOD_EMULATION
+inline void check_cuda(cudaError_t error) {
+  STD_TORCH_CHECK(error != cudaErrorNoKernelImageForDevice,
+                  "srtod: its CUDA kernels were not compiled for this GPU; `python -m srtod.info` lists the "
+                  "architectures, TORCH_CUDA_ARCH_LIST names others when srtod is installed anew");
+  STD_CUDA_CHECK(error);
+}
+#endif
 
 inline int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
@@ -57,7 +74,7 @@ class OnDevice {
   cudaStream_t stream() const { return nullptr; }
   int64_t multiprocessors() const { return emulation::kResidentBlocks / kBlocksPerMultiprocessor; }
   int64_t cache_bytes() const { return 32 << 10; }
-  int64_t shared_bytes() const { return 16 << 10; }
+  int64_t shared_bytes() const { return 12 << 10; }
 #else
   explicit OnDevice(const Tensor& t) : index_(t.get_device_index()), guard_(index_) {}
   cudaStream_t stream() const {
@@ -108,10 +125,9 @@ inline Tensor zero_counters(int64_t count, const Tensor& on, cudaStream_t stream
 
 #ifndef SRTOD_EMULATION
 template <class... Parameters, class... Arguments>
-cudaError_t launch_dependent(void (*kernel)(Parameters...), dim3 grid, cudaStream_t stream, Arguments... arguments) {
-  int device = 0, major = 0;
-  cudaGetDevice(&device);
-  cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
+void launch_dependent(void (*kernel)(Parameters...), dim3 grid, cudaStream_t stream, Arguments... arguments) {
+  cudaFuncAttributes code{};
+  check_cuda(cudaFuncGetAttributes(&code, kernel));
   cudaLaunchAttribute attribute{};
   attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
   attribute.val.programmaticStreamSerializationAllowed = 1;
@@ -120,24 +136,38 @@ cudaError_t launch_dependent(void (*kernel)(Parameters...), dim3 grid, cudaStrea
   config.blockDim = dim3(kThreads);
   config.stream = stream;
   config.attrs = &attribute;
-  config.numAttrs = major >= 9 ? 1 : 0;
-  return cudaLaunchKernelEx(&config, kernel, static_cast<Parameters>(arguments)...);
+  config.numAttrs = code.ptxVersion >= 90 ? 1 : 0;  // else `wait_for_previous_launch` would not wait
+  check_cuda(cudaLaunchKernelEx(&config, kernel, static_cast<Parameters>(arguments)...));
 }
 #endif
 
+// Dynamic shared memory that a block of this kernel can have when kBlocksPerMultiprocessor of them share a
+// multiprocessor.
+template <class... Parameters>
+int64_t dynamic_shared_bytes([[maybe_unused]] void (*kernel)(Parameters...), const OnDevice& device) {
+#ifdef SRTOD_EMULATION
+  return device.shared_bytes();
+#else
+  cudaFuncAttributes code{};
+  check_cuda(cudaFuncGetAttributes(&code, kernel));
+  return device.shared_bytes() - static_cast<int64_t>(code.sharedSizeBytes);
+#endif
+}
+
 // Launches blocks that may wait for one another (`wait_for_grid`), each with `shared_bytes` of dynamic shared memory.
-// Returns false, with nothing launched, where the GPU cannot hold them all at once.
+// `most_shared_bytes` is a limit that belongs to the kernel and the GPU, whatever is launched: threads of the host
+// share it. Returns false, with nothing launched, where the GPU cannot hold all blocks at once.
 template <class... Parameters, class... Arguments>
-bool launch_cooperative(void (*kernel)(Parameters...), dim3 grid, int64_t shared_bytes, cudaStream_t stream,
-                        Arguments... arguments) {
+bool launch_cooperative(void (*kernel)(Parameters...), dim3 grid, int64_t shared_bytes,
+                        [[maybe_unused]] int64_t most_shared_bytes, cudaStream_t stream, Arguments... arguments) {
 #ifdef SRTOD_EMULATION
   static_cast<void>(stream);
   emulation::launch(true, kernel, grid, kThreads, shared_bytes, static_cast<Parameters>(arguments)...);
   return true;
 #else
-  STD_CUDA_CHECK(
-      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared_bytes)));
-  STD_CUDA_CHECK(
+  check_cuda(
+      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(most_shared_bytes)));
+  check_cuda(
       cudaFuncSetAttribute(kernel, cudaFuncAttributePreferredSharedMemoryCarveout, cudaSharedmemCarveoutMaxShared));
   cudaLaunchAttribute attribute{};
   attribute.id = cudaLaunchAttributeCooperative;
@@ -150,11 +180,11 @@ bool launch_cooperative(void (*kernel)(Parameters...), dim3 grid, int64_t shared
   config.attrs = &attribute;
   config.numAttrs = 1;
   const cudaError_t error = cudaLaunchKernelEx(&config, kernel, static_cast<Parameters>(arguments)...);
-  if (error == cudaErrorCooperativeLaunchTooLarge) {
+  if (error == cudaErrorCooperativeLaunchTooLarge || error == cudaErrorNotSupported) {
     cudaGetLastError();  // forgets it
     return false;
   }
-  STD_CUDA_CHECK(error);
+  check_cuda(error);
   return true;
 #endif
 }

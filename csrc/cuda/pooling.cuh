@@ -78,8 +78,6 @@ __device__ __forceinline__ void finish_pool(const Pool<A>& pool, const Shape& sh
                  pool.weights + n * channels);
 }
 
-constexpr uint32_t kPartVectors = 8;  // 16-byte accesses of one thread in a part of a plane
-
 // NCHW: a block pools one part of one plane. The first `beside.blocks` blocks do `beside` instead.
 template <class T, class Beside>
 __global__ void __launch_bounds__(kThreads, kBlocksPerMultiprocessor)
@@ -239,6 +237,7 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerMultiprocessor)
 
 struct Nothing {  // beside the pooling
   uint32_t blocks = 0;
+  void take_counter(int32_t*) {}
   __device__ __forceinline__ void operator()(uint32_t) const {}
 };
 
@@ -256,7 +255,7 @@ struct PooledTensors {  // each [N, C]; argmax = index of the first maximum in h
 // Pools `features`, laid out in `format`, in one launch together with `beside`.
 template <class T, class Beside>
 void launch_pool(const char* op, const Tensor& features, MemoryFormat format, const Mlp& mlp, PooledTensors& out,
-                 const OnDevice& device, const Beside& beside) {
+                 const OnDevice& device, Beside beside) {
   using A = compute_t<T>;
   const Shape shape(op, features);
   if (shape.batch * shape.channels == 0) return;
@@ -276,8 +275,9 @@ void launch_pool(const char* op, const Tensor& features, MemoryFormat format, co
   Tensor maxima = empty({shape.batch, parts.slots(), shape.channels}, type, features);
   Tensor indices = empty({shape.batch, parts.slots(), shape.channels}, ScalarType::Int, features);
   Tensor hidden = empty({shape.batch, 2, mlp.hidden}, type, features);
-  Tensor counters = zero_counters(shape.batch * parts.meetings(), features, stream);
+  Tensor counters = zero_counters(shape.batch * parts.meetings() + 1, features, stream);
   parts.counters = counters.mutable_data_ptr<int32_t>();
+  beside.take_counter(parts.counters + shape.batch * parts.meetings());
   const Pool<A> pool{parts,
                      sums.mutable_data_ptr<A>(),
                      maxima.mutable_data_ptr<A>(),

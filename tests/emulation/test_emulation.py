@@ -169,6 +169,20 @@ class Fault:
 
 
 FAULTS = {
+    "wrong_index_into_kept_rows": Fault(
+        "dgfe_one_launch.cu",
+        "v[k] = kept[(row - begin) * kThreads + threadIdx.x]",
+        "v[k] = kept[(row - begin + 1) * kThreads + threadIdx.x]",
+        "plain",
+        "AssertionError",
+    ),
+    "part_of_a_sum_left_out": Fault(
+        "dgfe_backward.cu",
+        "for (uint32_t k = begin; k < end; ++k) sum += of_image",
+        "for (uint32_t k = begin + 1; k < end; ++k) sum += of_image",
+        "plain",
+        "AssertionError",
+    ),
     "no_barrier_of_the_block": Fault(
         "dgfe_one_launch.cu",
         "    __syncthreads();\n    if (threadIdx.x < chunk_end",

@@ -442,3 +442,34 @@ def test_a_gpu_that_was_not_compiled_for_is_explained(kit: Any, monkeypatch: pyt
         warnings.simplefilter("error")  # once is enough
         case.run()
     assert torch.equal(output, case.specified()[0])
+
+
+# --- launches ---------------------------------------------------------------------------------------------------------
+
+
+def kernels_in(function: Callable[[], Any]) -> int:
+    """How many of srtod's kernels `function` launches."""
+    function()
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+        function()
+        torch.cuda.synchronize()
+    return sum(event.count for event in profile.key_averages() if "srtod::" in event.key)
+
+
+@pytest.mark.parametrize(("cooperative", "forward"), [("1", 1), ("0", 2)])
+@pytest.mark.parametrize("op", ["dgfe", "dgfe_from_reconstruction"])
+def test_number_of_launches(
+    op: str, cooperative: str, forward: int, kit: Any, native_layout: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One or two forward, two backward."""
+    monkeypatch.setenv("SRTOD_COOPERATIVE", cooperative)
+    case = make(kit, op, native_layout)
+    cotangents = cotangents_of(case)
+    assert kernels_in(case.run) == forward
+    assert kernels_in(lambda: everything(case, cotangents)) == forward + 2
+
+
+def test_one_launch_or_two_is_asked_for_clearly(kit: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SRTOD_COOPERATIVE", "maybe")
+    with pytest.raises(RuntimeError, match="SRTOD_COOPERATIVE must be 0, 1 or unset, got maybe"):
+        make(kit, "dgfe").run()

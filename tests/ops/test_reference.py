@@ -24,6 +24,12 @@ CALLS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
+@pytest.mark.parametrize("op", ["channel_reweighting", "dgfe", "dgfe_from_reconstruction"])
+def test_many_images(op: str, native_layout: str, kit: Any, device: str) -> None:
+    """More than some kernels take at once."""
+    kit.assert_agrees(kit.case(op, kit.new_sizes(9, 12, 9, 11, 36, 44, 3), torch.float32, device, native_layout))
+
+
 @pytest.mark.parametrize("call", CALLS)
 def test_every_dtype_layout_and_size(
     call: str, kit: Any, sizes: Any, layout: str, dtype: torch.dtype, device: str

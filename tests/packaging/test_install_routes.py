@@ -149,3 +149,11 @@ def test_cuda_on_demand_fails_where_it_is_impossible(environment: Environment) -
 def test_unknown_switch_is_named(environment: Environment) -> None:
     printed = environment.python("-m", "pip", "install", ".", expect=1, SRTOD_CUDA="yes")
     assert "[srtod] SRTOD_CUDA must be 0 or 1, got 'yes'" in printed
+
+
+def test_requested_gpu_architectures_are_built(environment: Environment) -> None:
+    variables = {"SRTOD_CUDA": "1", "TORCH_CUDA_ARCH_LIST": "8.6 9.0+PTX", "CXX": "/bin/false"}
+    printed = environment.python("-m", "pip", "install", "-v", ".", expect=1, **variables)
+    if "[srtod] SRTOD_CUDA=1, but" in printed:
+        pytest.skip("CUDA cannot be compiled here")
+    assert "[srtod] building for CPU and CUDA (8.6;9.0+PTX)" in printed
