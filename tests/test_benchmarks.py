@@ -104,4 +104,4 @@ def test_report(results: Path) -> None:
     )
     done = subprocess.run(command[:-1], capture_output=True, text=True, check=False)
     assert done.returncode == 1
-    assert "usage: python benchmarks/report.py results.json" in done.stderr
+    assert "usage: python benchmarks/report.py RESULTS.json... > table.md" in done.stderr
