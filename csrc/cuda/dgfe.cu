@@ -17,10 +17,25 @@ bool wants_one_launch(const Tensor& features, const OnDevice& device) {
   return features.numel() * static_cast<int64_t>(features.element_size()) <= device.cache_bytes();
 }
 
-void run(DgfeForward& pass, const OnDevice& device) {
-  if (pass.features.numel() == 0) return;
-  if (wants_one_launch(pass.features, device) && dgfe_in_one_launch(pass, device)) return;
-  dgfe_in_two_launches(pass, device);
+// What all three ops do, once their arguments are checked. `enhanced` may be `features`; `mse` is empty: not wanted.
+DgfeForward run(const char* op, const Tensor& features, const Tensor& enhanced, const Difference& difference,
+                const Tensor& threshold, const MlpTensors& mlp, int64_t resize, const Tensor& mse,
+                const OnDevice& device) {
+  const MemoryFormat format = memory_format_of(features);
+  const int64_t height = features.size(2), width = features.size(3);
+  constexpr int64_t no_surrogate = static_cast<int64_t>(Surrogate::none);  // has a meaning backward only, as its alpha
+  DgfeForward pass{op,
+                   format,
+                   in_format(features, format),
+                   enhanced,
+                   Filter(op, difference, threshold, height, width, resize, no_surrogate, 1),
+                   empty({features.size(0), 1, height, width}, compute_type(features.scalar_type()), features),
+                   mlp.mlp(),
+                   PooledTensors(features),
+                   mse};
+  if (features.numel() == 0) return pass;
+  if (!wants_one_launch(pass.features, device) || !dgfe_in_one_launch(pass, device)) dgfe_in_two_launches(pass, device);
+  return pass;
 }
 
 Tensor enhanced_like(const Tensor& features) {
@@ -28,10 +43,7 @@ Tensor enhanced_like(const Tensor& features) {
                features, memory_format_of(features));
 }
 
-Tensor filter_values_of(const Tensor& features) {
-  return empty({features.size(0), 1, features.size(2), features.size(3)}, compute_type(features.scalar_type()),
-               features);
-}
+Tensor no_mse(const Tensor& features) { return empty({0}, compute_type(features.scalar_type()), features); }
 
 void check(const char* op, const Tensor& features, const Tensor& difference, const Tensor& threshold,
            const Tensor& weight1, const Tensor& bias1, const Tensor& weight2, const Tensor& bias2) {
@@ -45,43 +57,24 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> dgfe_cuda(const Tenso
                                                                      const Tensor& bias1, const Tensor& weight2,
                                                                      const Tensor& bias2, int64_t resize, int64_t,
                                                                      double) {
-  check("dgfe", features, difference, threshold, weight1, bias1, weight2, bias2);
+  const char* op = "dgfe";
+  check(op, features, difference, threshold, weight1, bias1, weight2, bias2);
   const OnDevice device(features);
-  const MemoryFormat format = memory_format_of(features);
-  const MlpTensors mlp(weight1, bias1, weight2, bias2);
-  DgfeForward pass{
-      "dgfe",
-      format,
-      in_format(features, format),
-      enhanced_like(features),
-      Filter("dgfe", Difference("dgfe", difference), threshold, features.size(2), features.size(3), resize, 0, 1),
-      filter_values_of(features),
-      mlp.mlp(),
-      PooledTensors(features),
-      empty({0}, compute_type(features.scalar_type()), features)};
-  run(pass, device);
+  const DgfeForward pass = run(op, features, enhanced_like(features), Difference(op, difference), threshold,
+                               MlpTensors(weight1, bias1, weight2, bias2), resize, no_mse(features), device);
   return {pass.enhanced,       pass.filter_values,  pass.pooled.weights,
           pass.pooled.average, pass.pooled.maximum, pass.pooled.argmax};
 }
 
 void dgfe_inplace_cuda(Tensor features, const Tensor& difference, const Tensor& threshold, const Tensor& weight1,
                        const Tensor& bias1, const Tensor& weight2, const Tensor& bias2, int64_t resize) {
-  check("dgfe_", features, difference, threshold, weight1, bias1, weight2, bias2);
-  STD_TORCH_CHECK(features.is_contiguous() || is_channels_last(features),
-                  "dgfe_: needs features laid out as contiguous or channels_last");
+  const char* op = "dgfe_";
+  check(op, features, difference, threshold, weight1, bias1, weight2, bias2);
+  STD_TORCH_CHECK(features.is_contiguous() || is_channels_last(features), op,
+                  ": needs features laid out as contiguous or channels_last");
   const OnDevice device(features);
-  const MlpTensors mlp(weight1, bias1, weight2, bias2);
-  DgfeForward pass{
-      "dgfe_",
-      memory_format_of(features),
-      features,
-      features,
-      Filter("dgfe_", Difference("dgfe_", difference), threshold, features.size(2), features.size(3), resize, 0, 1),
-      filter_values_of(features),
-      mlp.mlp(),
-      PooledTensors(features),
-      empty({0}, compute_type(features.scalar_type()), features)};
-  run(pass, device);
+  run(op, features, features, Difference(op, difference), threshold, MlpTensors(weight1, bias1, weight2, bias2), resize,
+      no_mse(features), device);
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> dgfe_from_reconstruction_cuda(
@@ -94,21 +87,11 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> dgfe_from_rec
   check_mlp(op, features, weight1, bias1, weight2, &bias2);
   check_same_device(op, features, {&image, &threshold, &weight1, &bias1, &weight2, &bias2});
   const OnDevice device(features);
-  const MemoryFormat format = memory_format_of(features);
-  const MlpTensors mlp(weight1, bias1, weight2, bias2);
   const std::optional<Tensor> valid_size = contiguous(valid);
   const AnyImages images(op, reconstruction, image, AnyFloat(reconstruction), AnyFloat(image), from_logits, valid_size);
-  const ScalarType type = compute_type(features.scalar_type());
-  DgfeForward pass{op,
-                   format,
-                   in_format(features, format),
-                   enhanced_like(features),
-                   Filter(op, Difference(images), threshold, features.size(2), features.size(3), resize, 0, 1),
-                   filter_values_of(features),
-                   mlp.mlp(),
-                   PooledTensors(features),
-                   with_mse ? empty({}, type, features) : empty({0}, type, features)};
-  run(pass, device);
+  DgfeForward pass = run(
+      op, features, enhanced_like(features), Difference(images), threshold, MlpTensors(weight1, bias1, weight2, bias2),
+      resize, with_mse ? empty({}, compute_type(features.scalar_type()), features) : no_mse(features), device);
   if (features.size(0) == 0) fill_bytes(pass.mse, 0xff, device.stream());  // NaN, the mean of nothing
   return {pass.enhanced,       pass.mse,          pass.filter_values, pass.pooled.weights, pass.pooled.average,
           pass.pooled.maximum, pass.pooled.argmax};
