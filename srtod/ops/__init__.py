@@ -8,7 +8,7 @@ from . import reference
 from ._extension import is_fused, use_reference
 from .channel_reweighting import channel_reweighting
 from .dgfe import DGFE, dgfe, dgfe_, dgfe_from_reconstruction
-from .difference_map import difference_map, reconstruction_difference
+from .difference_map import difference_map, high_frequency_difference_map, reconstruction_difference
 from .filtration import filtration
 
 __all__ = [
@@ -19,6 +19,7 @@ __all__ = [
     "dgfe_from_reconstruction",
     "difference_map",
     "filtration",
+    "high_frequency_difference_map",
     "is_fused",
     "reconstruction_difference",
     "reference",

@@ -21,6 +21,7 @@ __all__ = [
     "dgfe_from_reconstruction",
     "difference_map",
     "filtration",
+    "high_frequency_difference_map",
     "primitive",
     "reconstruction_difference",
     "step",
@@ -54,6 +55,42 @@ def reconstruction_difference(
     mask = valid_mask(valid_size, image.shape[2], image.shape[3])
     count = mask.sum() * image.shape[1]
     return difference, torch.where(mask, signed.square(), 0).sum() / count
+
+
+def high_frequency_difference_map(
+    reconstruction: Tensor,
+    image: Tensor,
+    *,
+    cutoff: float,
+    from_logits: bool = False,
+    valid_size: Tensor | None = None,
+) -> Tensor:
+    """`mean_channel(abs(HighPass(I_r) - HighPass(I_o)))` (SR-TOD, Sec. 4.4, Tab. 7).
+
+    See `srtod.ops.high_frequency_difference_map`.
+    """
+    dtype = compute_dtype(reconstruction.dtype, image.dtype)
+    rebuilt, real = reconstruction.to(dtype), image.to(dtype)
+    if from_logits:
+        rebuilt = rebuilt.sigmoid()
+    if valid_size is not None:
+        rebuilt = torch.where(valid_mask(valid_size, image.shape[2], image.shape[3]), rebuilt, real)
+    high = high_pass(rebuilt, cutoff) - high_pass(real, cutoff)
+    return high.abs().mean(dim=1, keepdim=True).to(torch.promote_types(reconstruction.dtype, image.dtype))
+
+
+def high_pass(x: Tensor, cutoff: float) -> Tensor:
+    """Each channel of `x` `[N, C, H, W]` without its frequencies of a radius below `cutoff` (cycles per pixel)."""
+    height, width = x.shape[-2:]
+    if x.shape[0] == 0:  # which not every FFT library takes
+        return x
+    # The spectrum of a real signal is symmetric: half of its columns hold all of it.
+    rows = torch.fft.fftfreq(height, dtype=x.dtype, device=x.device).square()
+    columns = torch.fft.rfftfreq(width, dtype=x.dtype, device=x.device).square()
+    # A frequency at the cutoff passes, though k / H may be rounded to just below it.
+    passes = (rows[:, None] + columns).sqrt() >= cutoff * (1 - 1e-6)
+    spectrum = torch.fft.rfft2(x) * passes
+    return torch.fft.irfft2(spectrum, s=(height, width))
 
 
 def valid_mask(valid_size: Tensor, height: int, width: int) -> Tensor:

@@ -28,6 +28,7 @@ NAMES = {
     "dgfe_from_reconstruction",
     "difference_map",
     "filtration",
+    "high_frequency_difference_map",
     "is_fused",
     "reconstruction_difference",
     "reference",
