@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import pickle
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 
 import torch
 import torchvision
 from torch import Tensor, nn
+from torchvision.models.resnet import BasicBlock, Bottleneck
+
+from .layers import ConvAWS2d, SAConv2d
 
 __all__ = ["BACKBONES", "Backbone", "build_backbone"]
 
@@ -25,12 +28,19 @@ class Backbone(nn.Module):
         channels: channels of C2 to C5.
         trainable_layers: how many of the five layers, from the last backwards, are trained; the others are frozen.
         freeze_statistics: whether batch norms keep their running statistics even in training mode.
+        output_image: whether the output also carries the input, for necks that look at it again.
     """
 
     def __init__(
-        self, layers: Sequence[nn.Module], channels: Sequence[int], trainable_layers: int, freeze_statistics: bool
+        self,
+        layers: Sequence[nn.Module],
+        channels: Sequence[int],
+        trainable_layers: int,
+        freeze_statistics: bool,
+        output_image: bool = False,
     ) -> None:
         super().__init__()
+        self.output_image = output_image
         self.layers = nn.ModuleList(layers)
         self.channels = tuple(channels)
         self.frozen_layers = len(layers) - trainable_layers
@@ -39,13 +49,44 @@ class Backbone(nn.Module):
             layer.requires_grad_(False)
         self.train(self.training)
 
-    def forward(self, x: Tensor) -> OrderedDict[str, Tensor]:
-        """Maps the normalised batch `[N, 3, H, W]` to C2-C5: "c2" `[N, channels[0], H/4, W/4]` to "c5"."""
+    @property
+    def accepts_feedback(self) -> bool:
+        """Whether `forward` takes `feedback`: residual networks do."""
+        return all(isinstance(next(layer.children(), None), (BasicBlock, Bottleneck)) for layer in self.layers[1:])
+
+    def forward(self, x: Tensor, feedback: Mapping[str, Tensor] | None = None) -> OrderedDict[str, Tensor]:
+        """Maps the normalised batch to the maps of the stages.
+
+        Args:
+            x: the batch, `[N, 3, H, W]`.
+            feedback: maps "c3" to "c5", or some of them, with the shapes of the output; each is added in the first
+                block of its stage to the sum of branch and shortcut, before the ReLU (DetectoRS, Fig. 3).
+
+        Returns:
+            C2-C5: "c2" `[N, channels[0], H/4, W/4]` to "c5" `[N, channels[3], H/32, W/32]`, and with `output_image` at
+            last "image", the batch itself.
+
+        Raises:
+            ValueError: if feedback is given to a backbone without residual blocks, or under another name or shape.
+        """
+        feedback = {} if feedback is None else feedback
+        if feedback and not (self.accepts_feedback and set(feedback) <= {"c3", "c4", "c5"}):
+            raise ValueError(f"feedback goes to a ResNet's stages c3, c4 and c5 only, got {sorted(feedback)}")
+        image = x
         maps = OrderedDict()
         for index, layer in enumerate(self.layers, start=1):
-            x = layer(x)
-            maps[f"c{index}"] = x
+            name = f"c{index}"
+            if name in feedback:
+                first, *others = layer.children()
+                x = _add_in_block(first, x, feedback[name])
+                for block in others:
+                    x = block(x)
+            else:
+                x = layer(x)
+            maps[name] = x
         del maps["c1"]
+        if self.output_image:
+            maps["image"] = image
         return maps
 
     def train(self, mode: bool = True) -> Backbone:
@@ -66,6 +107,10 @@ def build_backbone(
     weights: str | Path | None = None,
     trainable_layers: int | None = None,
     norm: str | None = None,
+    sac: bool = False,
+    conv_aws: bool = False,
+    deformable: bool = True,
+    output_image: bool = False,
 ) -> Backbone:
     """Builds a backbone by name.
 
@@ -77,9 +122,15 @@ def build_backbone(
             with weights, as the paper (stem and first stage frozen), and all 5 without.
         norm: "frozen_batch": batch norm with fixed statistics and trained scale and shift, as the paper; "batch";
             "group": group norm with 8 channels a group. Default: "frozen_batch" with weights, "batch" without.
+        sac: whether a ResNet's 3x3 convolutions of the stages 2 to 4 (C3-C5) become switchable atrous convolutions
+            (`SAConv2d`) and their 1x1 convolutions `ConvAWS2d`, as in DetectoRS. Either keeps the function of the
+            weights it starts from.
+        conv_aws: whether all convolutions of a ResNet's four stages are `ConvAWS2d` where they are not `SAConv2d`.
+        deformable: whether the switchable atrous convolutions are deformable, as in DetectoRS.
+        output_image: whether the output also carries the input as "image", as `RecursiveFeaturePyramid` needs it.
 
     Raises:
-        ValueError: if an option is out of its range, or the weights do not fit the backbone.
+        ValueError: if an option is out of its range, or the weights or `sac` and `conv_aws` do not fit the backbone.
         ConnectionError: if the weights cannot be downloaded.
     """
     if name not in BACKBONES:
@@ -94,12 +145,19 @@ def build_backbone(
         raise ValueError(f"unknown norm {norm!r}; choose one of {', '.join(NORMS)}")
     if norm == "group" and weights is not None:
         raise ValueError("torchvision's weights are made for batch norm; use norm='frozen_batch' or norm='batch'")
+    if (sac or conv_aws) and not name.startswith("resnet"):
+        raise ValueError(f"sac and conv_aws are made for ResNets, got the backbone {name!r}")
     norm_layer = _group_norm if norm == "group" else nn.BatchNorm2d
     model = torchvision.models.get_model(name, weights=None, norm_layer=norm_layer)
     if weights is not None:
         _load_classifier(model, name, _state_dict(name, weights))
     layers, channels = BACKBONES[name](model)
-    return Backbone(layers, channels, trainable_layers, freeze_statistics=norm == "frozen_batch")
+    for stage, layer in enumerate(layers[1:], start=1):
+        if conv_aws or (sac and stage >= 2):
+            _standardize(layer, sac=sac and stage >= 2, deformable=deformable)
+    return Backbone(
+        layers, channels, trainable_layers, freeze_statistics=norm == "frozen_batch", output_image=output_image
+    )
 
 
 def default_trainable_layers(weights: str | Path | None) -> int:
@@ -115,6 +173,30 @@ def _resnet(model: torchvision.models.ResNet) -> tuple[list[nn.Module], list[int
     stem = nn.Sequential(model.conv1, model.bn1, model.relu, model.maxpool)
     channels = [model.fc.in_features // 2**halvings for halvings in (3, 2, 1, 0)]
     return [stem, model.layer1, model.layer2, model.layer3, model.layer4], channels
+
+
+def _standardize(stage: nn.Module, *, sac: bool, deformable: bool) -> None:
+    """Replaces a ResNet stage's convolutions by `ConvAWS2d`, or the 3x3 ones by `SAConv2d`, keeping their function."""
+    for name, conv in list(stage.named_modules()):
+        if isinstance(conv, nn.Conv2d):
+            if sac and conv.kernel_size == (3, 3):
+                layer = SAConv2d.from_conv(conv, deformable=deformable)
+            else:
+                layer = ConvAWS2d.from_conv(conv)
+            parent, _, attribute = name.rpartition(".")
+            setattr(stage.get_submodule(parent), attribute, layer)
+
+
+def _add_in_block(block: BasicBlock | Bottleneck, x: Tensor, feedback: Tensor) -> Tensor:
+    """torchvision's residual block with one more summand, `[N, channels, h, w]` as its output."""
+    branch = block.relu(block.bn1(block.conv1(x)))
+    branch = block.bn2(block.conv2(branch))
+    if isinstance(block, Bottleneck):
+        branch = block.bn3(block.conv3(block.relu(branch)))
+    if feedback.shape != branch.shape:
+        raise ValueError(f"feedback must have the shape {list(branch.shape)} here, got {list(feedback.shape)}")
+    shortcut = x if block.downsample is None else block.downsample(x)
+    return block.relu(branch + shortcut + feedback)
 
 
 def _mobilenet_v2(model: torchvision.models.MobileNetV2) -> tuple[list[nn.Module], list[int]]:

@@ -10,6 +10,7 @@ import torchvision
 from torch import nn
 
 from srtod.models import BACKBONES, FPN, build_backbone
+from srtod.models.layers import ConvAWS2d, SAConv2d
 
 
 @pytest.fixture(scope="module")
@@ -115,6 +116,135 @@ def test_misfit_weights(tmp_path: Path, mobilenet_file: Path) -> None:
     torch.save(state, tmp_path / "narrow.pth")
     with pytest.raises(ValueError, match=r"do not fit mobilenet_v2: size mismatch for features\.0\.0\.weight"):
         build_backbone("mobilenet_v2", weights=tmp_path / "narrow.pth")
+
+
+@pytest.fixture(scope="module", params=["resnet18", "resnet50"])
+def resnet_file(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
+    torch.manual_seed(3)
+    path = tmp_path_factory.mktemp("weights") / f"{request.param}.pth"
+    model = torchvision.models.get_model(request.param, weights=None)
+    with torch.no_grad():
+        for module in model.modules():
+            if isinstance(module, nn.Conv2d):  # a mean and a scale of its own for each channel, as trained ones have
+                size = len(module.weight)
+                module.weight.mul_(torch.rand(size, 1, 1, 1) + 0.5).add_(0.01 * torch.randn(size, 1, 1, 1))
+            elif isinstance(module, nn.BatchNorm2d):
+                module.momentum = None  # the statistics become those of the images below
+        for _ in range(4):
+            model(torch.randn(2, 3, 64, 64))
+        for norm in batch_norms(model):
+            norm.running_var.clamp_(min=0.01)  # a channel that is dead on so few pixels would multiply rounding errors
+    torch.save(model.state_dict(), path)
+    return request.param, path
+
+
+@pytest.mark.parametrize("options", [{"conv_aws": True}, {"sac": True}, {"sac": True, "deformable": False}])
+def test_a_plain_checkpoint_keeps_its_function(resnet_file: tuple[str, Path], options: dict[str, bool]) -> None:
+    name, path = resnet_file
+    plain = build_backbone(name, weights=path).eval()
+    backbone = build_backbone(name, weights=path, **options).eval()  # type: ignore[arg-type]
+    other = build_backbone(name, norm="frozen_batch", **options).eval()  # type: ignore[arg-type]
+    missing, unexpected = other.load_state_dict(plain.state_dict())
+    assert not missing
+    assert not unexpected
+    x = torch.randn(1, 3, 64, 96)
+    with torch.no_grad():
+        maps = plain(x)
+        for model in (backbone, other):
+            for level, value in model(x).items():
+                # Measured up to 3e-6 of the largest value, as much as from moving the input by 1e-7.
+                atol = 1e-5 * maps[level].abs().max().item()
+                torch.testing.assert_close(value, maps[level], atol=atol, rtol=0)
+
+
+def test_a_torchvision_classifier_with_standardised_weights(resnet_file: tuple[str, Path]) -> None:
+    name, path = resnet_file
+    state = torch.load(path, weights_only=True)
+    model = torchvision.models.get_model(name, weights=None).eval()
+    model.load_state_dict(state)
+    x = torch.randn(1, 3, 64, 64)
+    expected = model(x)
+    for module in list(model.modules()):
+        for child_name, child in list(module.named_children()):
+            if isinstance(child, nn.Conv2d):
+                setattr(module, child_name, ConvAWS2d.from_conv(child))
+    for parameter in model.parameters():
+        nn.init.uniform_(parameter)
+    model.load_state_dict(state)  # strict: nothing is missing, nothing is left over
+    torch.testing.assert_close(model(x), expected, atol=1e-5 * expected.abs().max().item(), rtol=0)
+
+
+def kinds(module: nn.Module) -> set[type]:
+    return {type(m) for m in module.modules() if isinstance(m, nn.Conv2d)}
+
+
+def test_where_convolutions_are_replaced() -> None:
+    aws = build_backbone("resnet50", conv_aws=True)
+    assert [kinds(layer) for layer in aws.layers] == [{nn.Conv2d}] + [{ConvAWS2d}] * 4
+    sac = build_backbone("resnet50", sac=True)
+    for layer in sac.layers[2:]:
+        for block in layer.children():
+            assert type(block.conv2) is SAConv2d
+            assert type(block.conv1) is type(block.conv3) is ConvAWS2d
+        assert type(next(layer.children()).downsample[0]) is ConvAWS2d
+    assert kinds(sac.layers[0]) == kinds(sac.layers[1]) == {nn.Conv2d}
+    both = build_backbone("resnet18", sac=True, conv_aws=True, norm="group")
+    assert kinds(both.layers[1]) == {ConvAWS2d}
+    assert not batch_norms(both)
+    assert both(torch.randn(1, 3, 64, 64))["c5"].shape == (1, 512, 2, 2)
+    for name in ("sac", "conv_aws"):
+        with pytest.raises(ValueError, match="made for ResNets, got the backbone 'mobilenet_v2'"):
+            build_backbone("mobilenet_v2", **{name: True})  # type: ignore[arg-type]
+
+
+def test_replaced_convolutions_can_be_frozen() -> None:
+    backbone = build_backbone("resnet18", sac=True, conv_aws=True, norm="frozen_batch", trainable_layers=2).train()
+    backbone(torch.randn(1, 3, 64, 64))["c5"].square().sum().backward()
+    learned = {name.split(".")[1] for name, p in backbone.named_parameters() if p.grad is not None}
+    assert learned == {"3", "4"}
+    assert all(p.grad is not None for p in backbone.layers[3:].parameters())
+
+
+@pytest.mark.parametrize("name", ["resnet18", "resnet50"])
+def test_feedback(name: str) -> None:
+    backbone = build_backbone(name).eval()
+    x = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        plain = backbone(x)
+        zeros = {level: torch.zeros_like(plain[level]) for level in ("c3", "c4", "c5")}
+        for level, value in backbone(x, zeros).items():
+            assert torch.equal(value, plain[level])
+        seen = backbone(x, {"c4": torch.ones_like(plain["c4"])})
+    assert torch.equal(seen["c3"], plain["c3"])
+    assert not torch.allclose(seen["c4"], plain["c4"])
+    # It is added to the output of the stage's first block, before its ReLU.
+    before = []
+    block = next(backbone.layers[3].children())
+    handle = block.relu.register_forward_pre_hook(lambda _, args: before.append(args[0].clone()))
+    for feedback in (None, {"c4": torch.ones_like(plain["c4"])}):
+        backbone(x, feedback)
+    handle.remove()
+    calls = len(before) // 2
+    torch.testing.assert_close(before[-1], before[calls - 1] + 1)
+
+
+def test_misplaced_feedback() -> None:
+    x = torch.randn(1, 3, 64, 64)
+    with pytest.raises(ValueError, match=r"feedback goes to a ResNet's stages c3, c4 and c5 only, got \['c3'\]"):
+        build_backbone("mobilenet_v2")(x, {"c3": torch.zeros(1, 32, 8, 8)})
+    backbone = build_backbone("resnet18")
+    with pytest.raises(ValueError, match=r"only, got \['c2'\]"):
+        backbone(x, {"c2": torch.zeros(1, 64, 16, 16)})
+    with pytest.raises(ValueError, match=r"must have the shape \[1, 128, 8, 8\] here, got \[1, 16, 8, 8\]"):
+        backbone(x, {"c3": torch.zeros(1, 16, 8, 8)})
+
+
+@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v2"])
+def test_output_of_the_image(name: str) -> None:
+    x = torch.randn(1, 3, 64, 64)
+    maps = build_backbone(name, output_image=True)(x)
+    assert list(maps) == ["c2", "c3", "c4", "c5", "image"]
+    assert maps["image"] is x
 
 
 def test_unreadable_weights(tmp_path: Path) -> None:
