@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from srtod.ops import DGFE, filtration, reconstruction_difference
+from srtod.ops import DGFE, filtration, high_frequency_difference_map, reconstruction_difference
 
 from .checks import check_unit_range
+from .enhancement import Attention, Concatenation, GuidedEnhancement, Multiplication
 from .reconstruction import ReconstructionHead
 
-__all__ = ["SelfReconstruction", "SelfReconstructionOutput"]
+__all__ = ["DIFFERENCES", "ENHANCEMENTS", "SelfReconstruction", "SelfReconstructionOutput"]
+
+ENHANCEMENTS = ("dgfe", "none", "multiplication", "concatenation", "attention")
+"""Ways to enhance the level (SR-TOD, Tab. 4 and 6)."""
+
+DIFFERENCES = ("pixel", "high_frequency")
+"""Kinds of difference map (SR-TOD, Tab. 7)."""
 
 
 class SelfReconstructionOutput(NamedTuple):
@@ -21,7 +28,8 @@ class SelfReconstructionOutput(NamedTuple):
 
     Attributes:
         loss: mean squared error between reconstruction and image, `[]`; joins the detector's losses with weight 1.
-        difference: the difference map `D` in [0, 1], `[N, 1, H, W]` (SR-TOD, Eq. 3).
+        difference: the difference map `D` that guides the enhancement, `[N, 1, H, W]`: in [0, 1] (SR-TOD, Eq. 3), or
+            of high frequencies, not negative.
         logits: the reconstruction before its sigmoid, `[N, 3, H, W]`.
     """
 
@@ -44,17 +52,37 @@ class SelfReconstruction(nn.Module):
         features["p2"], reconstruction = self_reconstruction(features["p2"], image)
         losses["loss_reconstruction"] = reconstruction.loss
 
+    The defaults are the paper's method. Its ablations are options, each of them for any detector:
+
+    ======================================  ==========================================================================
+    Tab. 4, reconstruction head alone       `enhancement="none"`: P2' = P2; the loss alone acts on the detector
+    Tab. 5, without a threshold             `threshold=None`: Filtration(D) = Resize(D) + 1 in place of Eq. 4
+    Tab. 5, fixed threshold                 `learn_threshold=False`
+    Tab. 6, element-wise multiplication     `enhancement="multiplication"`: P2' = B * P2
+    Tab. 6, concatenation                   `enhancement="concatenation"`: P2' = Conv1x1([P2, B])
+    Tab. 6, element-wise attention          `enhancement="attention"`: the paper's name for DGFE there; the same module
+    Tab. 7, high-frequency difference map   `difference="high_frequency"`: see `srtod.ops`
+    ======================================  ==========================================================================
+
+    B is the binary difference map at the level's size (without a threshold: D), see `srtod.models.enhancement`, which
+    also says how the tables were read where the paper is silent.
+
     Args:
-        channels: channels of the pyramid level, divisible by `scale` and `reduction`.
+        channels: channels of the pyramid level, divisible by `scale` and, for DGFE, by `reduction`.
         scale: stride of the pyramid level: 4 for P2, 8 for P3.
-        threshold: initial threshold `t` of the filtration, in the unit of the image (4/255 is four grey levels).
+        enhancement: "dgfe", "none", "multiplication", "concatenation" or "attention".
+        threshold: initial threshold `t` of the filtration, in the unit of the image (4/255 is four grey levels); None
+            for no threshold.
         learn_threshold: whether the threshold is a trained parameter.
         resize: how the filter comes to the level's size: "nearest" (the paper), "max", "area" or "bilinear".
         surrogate: gradient of the step: "sigmoid", "ste", "atan", "triangle", "rect", or "none" (the authors' code).
         alpha: sharpness of the surrogate; None for one that suits differences of a few grey levels.
         reduction: ratio by which the channel reweighting's MLP narrows.
+        difference: "pixel" (SR-TOD, Eq. 3) or "high_frequency".
+        cutoff: frequencies below it do not count for "high_frequency", in cycles per pixel, 0 to 0.5. The paper gives
+            none; the default removes waves longer than 32 pixels, the largest objects that it calls tiny.
         padding_in_loss: whether a batch's padding counts in the loss, as in the authors' code, or is left out.
-        inplace: whether the features may be overwritten where no gradient is recorded.
+        inplace: whether the features may be overwritten where no gradient is recorded (DGFE alone does).
 
     Raises:
         ValueError: if an option is out of its range.
@@ -65,28 +93,67 @@ class SelfReconstruction(nn.Module):
         channels: int = 256,
         *,
         scale: int = 4,
-        threshold: float = 4 / 255,
+        enhancement: str = "dgfe",
+        threshold: float | None = 4 / 255,
         learn_threshold: bool = True,
         resize: str = "nearest",
         surrogate: str = "sigmoid",
         alpha: float | None = None,
         reduction: int = 16,
+        difference: str = "pixel",
+        cutoff: float = 1 / 32,
         padding_in_loss: bool = False,
         inplace: bool = False,
     ) -> None:
         super().__init__()
+        if enhancement not in ENHANCEMENTS:
+            raise ValueError(f"enhancement must be one of {', '.join(ENHANCEMENTS)}, got {enhancement!r}")
+        if difference not in DIFFERENCES:
+            raise ValueError(f"difference must be one of {', '.join(DIFFERENCES)}, got {difference!r}")
+        if not 0.0 <= cutoff <= 0.5:
+            raise ValueError(f"cutoff must be in [0, 0.5] cycles per pixel, such as 1 / 32, got {cutoff}")
+        self.difference, self.cutoff = difference, cutoff
         self.padding_in_loss = padding_in_loss
         self.reconstruction_head = ReconstructionHead(channels, scale)
-        self.dgfe = DGFE(
-            channels,
-            reduction,
-            threshold=threshold,
-            learn_threshold=learn_threshold,
-            resize=resize,
-            surrogate=surrogate,
-            alpha=alpha,
-            inplace=inplace,
-        )
+        self.enhancement = enhancement
+        if enhancement == "none":
+            return
+        options: dict[str, Any] = {
+            "threshold": threshold,
+            "learn_threshold": learn_threshold,
+            "resize": resize,
+            "surrogate": surrogate,
+            "alpha": alpha,
+        }
+        enhancer: DGFE | GuidedEnhancement
+        if enhancement == "multiplication":
+            enhancer = Multiplication(channels, **options)
+        elif enhancement == "concatenation":
+            enhancer = Concatenation(channels, **options)
+        elif threshold is None:
+            enhancer = Attention(channels, reduction, **options)
+        else:
+            enhancer = DGFE(channels, reduction, inplace=inplace, **options)
+        self.add_module(self._enhancer_name, enhancer)  # in checkpoints `dgfe.threshold`, `concatenation.conv.weight`
+
+    @property
+    def enhancer(self) -> DGFE | GuidedEnhancement | None:
+        """The module that enhances the features, the submodule named as `enhancement`; None for "none"."""
+        return self._modules.get(self._enhancer_name)  # type: ignore[return-value]
+
+    @property
+    def _enhancer_name(self) -> str:
+        return "dgfe" if self.enhancement == "attention" else self.enhancement
+
+    @property
+    def threshold(self) -> Tensor | None:
+        """The threshold `t`, `[]`, a parameter if it is learned; None where there is none."""
+        return None if self.enhancer is None else self.enhancer.threshold
+
+    def clamp_threshold_(self) -> None:
+        """Brings the threshold, if there is one, back into [0, 1]; call it after each optimizer step."""
+        if self.enhancer is not None:
+            self.enhancer.clamp_threshold_()
 
     def forward(
         self, features: Tensor, image: Tensor, image_sizes: Sequence[tuple[int, int]] | None = None
@@ -109,17 +176,30 @@ class SelfReconstruction(nn.Module):
         logits = self.reconstruction_head.logits(features)[..., :height, :width]
         valid_size = None
         is_padded = image_sizes is not None and any(tuple(size) != (height, width) for size in image_sizes)
-        if is_padded and not self.padding_in_loss:
+        if is_padded and (self.difference == "high_frequency" or not self.padding_in_loss):
             valid_size = torch.tensor(image_sizes, dtype=torch.int64).to(image.device, non_blocking=True)
-        difference, loss = reconstruction_difference(logits, image, from_logits=True, valid_size=valid_size)
-        return self.dgfe(features, difference), SelfReconstructionOutput(loss, difference, logits)
+        difference, loss = reconstruction_difference(
+            logits, image, from_logits=True, valid_size=None if self.padding_in_loss else valid_size
+        )
+        if self.difference == "high_frequency":
+            difference = high_frequency_difference_map(
+                logits, image, cutoff=self.cutoff, from_logits=True, valid_size=valid_size
+            )
+        enhanced = features if self.enhancer is None else self.enhancer(features, difference)
+        return enhanced, SelfReconstructionOutput(loss, difference, logits)
 
     def filter(self, difference: Tensor, size: tuple[int, int]) -> Tensor:
         """The filter that a difference map `[N, 1, H, W]` makes of `size` (h, w): `[N, 1, h, w]`, values 1, 1.5 and 2.
 
-        For pictures and logs; resize "area" and "bilinear" give values in between.
+        For pictures and logs; resize "area" and "bilinear" give values in between. It is `B + 1` for every way of
+        enhancement, that is `Resize(D) + 1` without a threshold, and 1 everywhere for "none", which filters nothing.
         """
-        return filtration(difference, self.dgfe.threshold, size, resize=self.dgfe.resize)
+        enhancer = self.enhancer
+        if enhancer is None:
+            return difference.new_ones(len(difference), 1, *size)
+        if isinstance(enhancer, DGFE):
+            return filtration(difference, enhancer.threshold, size, resize=enhancer.resize)
+        return enhancer.guide(difference, size) + 1
 
     def _check(self, features: Tensor, image: Tensor, image_sizes: Sequence[tuple[int, int]] | None) -> None:
         if features.dim() != 4 or image.dim() != 4 or image.shape[1] != 3 or len(image) != len(features):

@@ -1,10 +1,33 @@
-"""The plug between neck and head: loss, padding, sizes, threshold, in-place form."""
+"""The plug between neck and head: loss, padding, sizes, threshold, in-place form, the paper's ablations."""
+
+import copy
+import math
+from collections.abc import Callable
 
 import pytest
 import torch
+import torch.nn.functional as F
+from torch import Tensor
 
 from srtod.models import SelfReconstruction
-from srtod.ops import reference
+from srtod.models.enhancement import Attention
+from srtod.ops import DGFE, reference
+
+VARIANTS: dict[str, dict[str, object]] = {
+    "default": {},
+    "none": {"enhancement": "none"},
+    "multiplication": {"enhancement": "multiplication"},
+    "concatenation": {"enhancement": "concatenation"},
+    "attention": {"enhancement": "attention"},
+    "fixed": {"learn_threshold": False},
+    "without_threshold": {"threshold": None},
+    "multiplication_without_threshold": {"enhancement": "multiplication", "threshold": None},
+    "concatenation_without_threshold": {"enhancement": "concatenation", "threshold": None},
+    "multiplication_fixed": {"enhancement": "multiplication", "learn_threshold": False},
+    "high_frequency": {"difference": "high_frequency"},
+    "high_frequency_multiplication": {"difference": "high_frequency", "enhancement": "multiplication", "cutoff": 0.1},
+}
+every_variant = pytest.mark.parametrize("variant", VARIANTS)
 
 
 def make(**options: object) -> SelfReconstruction:
@@ -136,3 +159,216 @@ def test_shapes_must_fit(
 def test_image_must_not_be_normalised(image: torch.Tensor) -> None:
     with pytest.raises(ValueError, match="image must be un-normalised"):
         make()(torch.zeros(2, 16, 6, 8), image.expand(2, 3, 24, 32))
+
+
+# --- the paper's ablations --------------------------------------------------------------------------------------------
+
+
+@every_variant
+def test_every_variant_trains_and_makes_pictures(variant: str) -> None:
+    module = make(**VARIANTS[variant])
+    features, image = example()
+    features.requires_grad_()
+    enhanced, output = module(features, image, [(24, 32), (13, 17)])
+    assert (enhanced.shape, enhanced.dtype) == (features.shape, features.dtype)
+    assert output.difference.shape == (2, 1, 24, 32)
+    assert output.difference.min() >= 0
+    (enhanced.square().sum() + output.loss).backward()
+    assert features.grad is not None
+    assert features.grad.isfinite().all()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in module.parameters())
+    for resize in ("nearest", "max", "area", "bilinear"):
+        other = make(**VARIANTS[variant], resize=resize)
+        filter_ = other.filter(output.difference.detach(), (6, 8))
+        assert filter_.shape == (2, 1, 6, 8)
+        assert 1 <= filter_.min() <= filter_.max() <= 2
+        assert other(*example())[0].isfinite().all()
+
+
+@every_variant
+def test_every_variant_under_autocast(variant: str) -> None:
+    module = make(**VARIANTS[variant])
+    features, image = example()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        enhanced, output = module(features.bfloat16(), image)
+    assert enhanced.dtype == torch.bfloat16
+    assert output.loss.dtype == output.difference.dtype == torch.float32
+    (enhanced.float().square().sum() + output.loss).backward()
+
+
+@every_variant
+def test_every_variant_compiles_without_graph_break(variant: str) -> None:
+    torch.compiler.reset()
+    module = make(**VARIANTS[variant])
+    other = copy.deepcopy(module)
+    compiled = torch.compile(other, fullgraph=True, backend="aot_eager")
+    features, image = example()
+    sizes = [(24, 32), (13, 17)]
+    results = []
+    for run in (module, compiled):
+        enhanced, output = run(features, image, sizes)
+        (enhanced.square().sum() + output.loss).backward()
+        results.append((enhanced.detach(), output.loss.detach(), output.difference.detach()))
+    torch.testing.assert_close(results[1], results[0])
+    for mine, expected in zip(other.parameters(), module.parameters(), strict=True):
+        torch.testing.assert_close(mine.grad, expected.grad)
+
+
+@every_variant
+def test_every_variants_state_dict(variant: str) -> None:
+    module, other = make(**VARIANTS[variant]), SelfReconstruction(16, **VARIANTS[variant])  # type: ignore[arg-type]
+    other.load_state_dict(module.state_dict())
+    with torch.no_grad():
+        torch.testing.assert_close(other(*example())[0], module(*example())[0], rtol=0, atol=0)
+    names = {name for name in module.state_dict() if not name.startswith("reconstruction_head.")}
+    mlp = {"dgfe.fc1.weight", "dgfe.fc1.bias", "dgfe.fc2.weight", "dgfe.fc2.bias"}
+    assert names == {
+        "none": set(),
+        "multiplication": {"multiplication.threshold"},
+        "multiplication_fixed": {"multiplication.threshold"},
+        "multiplication_without_threshold": set(),
+        "concatenation": {"concatenation.threshold", "concatenation.conv.weight", "concatenation.conv.bias"},
+        "concatenation_without_threshold": {"concatenation.conv.weight", "concatenation.conv.bias"},
+        "without_threshold": mlp,
+        "high_frequency_multiplication": {"multiplication.threshold"},
+    }.get(variant, mlp | {"dgfe.threshold"})
+
+
+def binary(module: SelfReconstruction, difference: Tensor) -> Tensor:
+    """The paper's D_b at the level's size, 24x32 to 6x8 by every fourth pixel."""
+    assert module.threshold is not None
+    return (((difference - module.threshold).sign() + 1) * 0.5)[:, :, ::4, ::4]
+
+
+@pytest.mark.parametrize("threshold", [0.3, None])
+@pytest.mark.parametrize("enhancement", ["none", "multiplication", "concatenation", "dgfe", "attention"])
+def test_formulas(enhancement: str, threshold: float | None) -> None:
+    module = make(enhancement=enhancement, threshold=threshold)
+    features, image = example()
+    if enhancement == "concatenation":
+        torch.testing.assert_close(module(features, image)[0], features)  # it starts as the plain detector
+        torch.nn.init.normal_(module.concatenation.conv.weight)
+        torch.nn.init.normal_(module.concatenation.conv.bias)
+    enhanced, output = module(features, image)
+    if enhancement == "none":
+        assert enhanced is features
+        assert bool((module.filter(output.difference, (6, 8)) == 1).all())
+        return
+    guide = output.difference[:, :, ::4, ::4] if threshold is None else binary(module, output.difference)
+    assert 0 < guide.mean() < 1
+    torch.testing.assert_close(module.filter(output.difference, (6, 8)), guide + 1)
+    if enhancement == "multiplication":
+        expected = guide * features
+    elif enhancement == "concatenation":
+        conv = module.concatenation.conv
+        expected = F.conv2d(torch.cat([features, guide], dim=1), conv.weight, conv.bias)
+    else:
+        mlp = (module.dgfe.fc1.weight, module.dgfe.fc1.bias, module.dgfe.fc2.weight, module.dgfe.fc2.bias)
+        expected = reference.channel_reweighting(features, *mlp) * (guide + 1) * features
+    torch.testing.assert_close(enhanced, expected)
+
+
+@pytest.mark.parametrize("resize", ["nearest", "max", "area", "bilinear"])
+def test_without_a_threshold_the_map_itself_is_resized(resize: str) -> None:
+    module = make(threshold=None, resize=resize)
+    difference = torch.rand(2, 1, 29, 37)
+    resizes: dict[str, Callable[[Tensor], Tensor]] = {
+        "nearest": lambda x: F.interpolate(x, (8, 10), mode="nearest"),
+        "max": lambda x: F.adaptive_max_pool2d(x, (8, 10)),
+        "area": lambda x: F.adaptive_avg_pool2d(x, (8, 10)),
+        "bilinear": lambda x: F.interpolate(x, (8, 10), mode="bilinear", align_corners=False),
+    }
+    torch.testing.assert_close(module.filter(difference, (8, 10)), resizes[resize](difference) + 1)
+
+
+@pytest.mark.parametrize("surrogate", ["none", "sigmoid", "atan"])
+@pytest.mark.parametrize("resize", ["nearest", "max", "area"])
+def test_attention_is_dgfe(resize: str, surrogate: str) -> None:
+    """So DGFE without a threshold differs from DGFE in the threshold alone."""
+    torch.manual_seed(0)
+    fused = DGFE(16, threshold=0.3, resize=resize, surrogate=surrogate)
+    plain = Attention(16, threshold=0.3, resize=resize, surrogate=surrogate)
+    plain.load_state_dict(fused.state_dict())
+    results = []
+    for module in (fused, plain):
+        features = torch.randn(2, 16, 6, 8, generator=torch.Generator().manual_seed(1)).requires_grad_()
+        difference = torch.rand(2, 1, 24, 32, generator=torch.Generator().manual_seed(2)).requires_grad_()
+        enhanced = module(features, difference)
+        enhanced.square().sum().backward()
+        results.append([enhanced.detach(), features.grad, difference.grad, *(p.grad for p in module.parameters())])
+    for fused_result, plain_result in zip(*results, strict=True):
+        torch.testing.assert_close(plain_result, fused_result, rtol=1e-4, atol=1e-5)
+    assert make(enhancement="attention").state_dict().keys() == make().state_dict().keys()
+    features, image = example()
+    assert torch.equal(make(enhancement="attention")(features, image)[0], make()(features, image)[0])
+
+
+@pytest.mark.parametrize("enhancement", ["dgfe", "attention", "multiplication", "concatenation"])
+def test_threshold_of_every_enhancement(enhancement: str) -> None:
+    module = make(enhancement=enhancement, threshold=0.3)
+    (name,) = [name for name, parameter in module.named_parameters() if parameter.dim() == 0]
+    assert name.endswith(".threshold")
+    assert module.threshold is dict(module.named_parameters())[name]
+    if enhancement == "concatenation":
+        torch.nn.init.normal_(module.concatenation.conv.weight)
+    module(*example())[0].square().sum().backward()
+    assert module.threshold.grad != 0  # type: ignore[union-attr]
+    with torch.no_grad():
+        module.threshold.fill_(-0.5)  # type: ignore[union-attr]
+    module.clamp_threshold_()
+    assert module.threshold == 0
+    fixed = make(enhancement=enhancement, learn_threshold=False)
+    assert fixed.threshold is not None
+    assert not fixed.threshold.requires_grad
+    assert "threshold" in " ".join(fixed.state_dict())
+    without = make(enhancement=enhancement, threshold=None)
+    assert without.threshold is None
+    without.clamp_threshold_()
+
+
+@pytest.mark.parametrize("padding_in_loss", [False, True])
+def test_high_frequency_map_guides_and_the_loss_stays_of_pixels(padding_in_loss: bool) -> None:
+    features, image = example()
+    sizes = [(24, 32), (13, 17)]
+    module = make(difference="high_frequency", cutoff=0.1, padding_in_loss=padding_in_loss)
+    enhanced, output = module(features, image, sizes)
+    expected = reference.high_frequency_difference_map(
+        output.logits, image, cutoff=0.1, from_logits=True, valid_size=torch.tensor(sizes)
+    )
+    torch.testing.assert_close(output.difference, expected, atol=1e-6, rtol=0)
+    torch.testing.assert_close(enhanced, module.dgfe(features, output.difference))
+    assert torch.equal(output.loss, make(padding_in_loss=padding_in_loss)(features, image, sizes)[1].loss)
+
+
+def test_none_leaves_the_loss_alone() -> None:
+    features, image = example()
+    torch.testing.assert_close(make(enhancement="none")(features, image)[1].loss, make()(features, image)[1].loss)
+    assert sum(p.numel() for p in make(enhancement="none").parameters()) == sum(
+        p.numel() for p in make().reconstruction_head.parameters()
+    )
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            {"enhancement": "sum"},
+            "enhancement must be one of dgfe, none, multiplication, concatenation, attention, got 'sum'",
+        ),
+        ({"difference": "low"}, "difference must be one of pixel, high_frequency, got 'low'"),
+        ({"cutoff": 0.6}, r"cutoff must be in \[0, 0.5\] cycles per pixel, such as 1 / 32, got 0.6"),
+        ({"cutoff": math.nan}, "cutoff must be in"),
+        ({"threshold": 4.0}, r"threshold must be in \[0, 1\], such as 4 / 255, got 4.0"),
+        (
+            {"enhancement": "multiplication", "threshold": 4.0},
+            r"threshold must be in \[0, 1\], such as 4 / 255, or None",
+        ),
+        ({"enhancement": "concatenation", "resize": "cubic"}, "resize must be one of nearest, max, area, bilinear"),
+        ({"enhancement": "multiplication", "surrogate": "tanh"}, "surrogate must be one of none, ste"),
+        ({"enhancement": "multiplication", "alpha": 0.0}, "alpha must be a positive finite number"),
+        ({"threshold": None, "reduction": 5}, "channels must be a positive multiple of reduction, got 16 and 5"),
+    ],
+)
+def test_bad_options(options: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make(**options)
