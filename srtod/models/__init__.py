@@ -1,24 +1,41 @@
 """SR-TOD detectors and the parts they are made of."""
 
+from .assigners import ATSSAssigner, HierarchicalAssigner, MaxIoUAssigner
 from .backbones import BACKBONES, Backbone, build_backbone
-from .build import DETECTORS, build_detector
+from .boxes import BoxCoder
+from .build import DETECTORS, SelfReconstructionOptions, build_detector
 from .detector import Detector, ImageReconstruction
-from .heads import TwoStageHead
-from .necks import FPN
+from .heads import ATSSHead, CascadeHead, FCOSHead, RetinaNetHead, TwoStageHead
+from .layers import ASPP, ConvAWS2d, SAConv2d
+from .necks import FPN, RecursiveFeaturePyramid, RetinaFPN
 from .reconstruction import ReconstructionHead
 from .self_reconstruction import SelfReconstruction, SelfReconstructionOutput
 from .transform import DetectionTransform
 
 __all__ = [
+    "ASPP",
     "BACKBONES",
     "DETECTORS",
     "FPN",
+    "ATSSAssigner",
+    "ATSSHead",
     "Backbone",
+    "BoxCoder",
+    "CascadeHead",
+    "ConvAWS2d",
     "DetectionTransform",
     "Detector",
+    "FCOSHead",
+    "HierarchicalAssigner",
     "ImageReconstruction",
+    "MaxIoUAssigner",
     "ReconstructionHead",
+    "RecursiveFeaturePyramid",
+    "RetinaFPN",
+    "RetinaNetHead",
+    "SAConv2d",
     "SelfReconstruction",
+    "SelfReconstructionOptions",
     "SelfReconstructionOutput",
     "TwoStageHead",
     "build_backbone",

@@ -2,21 +2,71 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import difflib
+import inspect
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple, TypedDict
 
 import torch
+from torch import nn
 
+from .anchors import ANCHORS
 from .backbones import build_backbone
+from .boxes import receptive_fields
 from .detector import Detector
-from .heads import TwoStageHead
-from .necks import FPN
+from .heads import ATSSHead, CascadeHead, FCOSHead, RetinaNetHead, TwoStageHead, rfla_region_proposal_network
+from .necks import FPN, RecursiveFeaturePyramid, RetinaFPN
 from .self_reconstruction import SelfReconstruction
 from .transform import DetectionTransform
 
-__all__ = ["DETECTORS", "build_detector"]
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
-DETECTORS = ("faster_rcnn",)
+__all__ = ["DETECTORS", "SelfReconstructionOptions", "build_detector"]
+
+
+class _Recipe(NamedTuple):
+    """What a detector is made of.
+
+    Attributes:
+        head: its head.
+        neck: its neck, given the backbone's channels and the pyramid's; a second backbone first if it is recursive.
+        stride: stride of the pyramid's finest level.
+    """
+
+    head: Callable[..., nn.Module]
+    neck: Callable[..., nn.Module] = FPN
+    stride: int = 4
+
+
+_RECIPES = {
+    "retinanet": _Recipe(RetinaNetHead, partial(RetinaFPN, p6_from="c5"), stride=8),
+    "faster_rcnn": _Recipe(TwoStageHead),
+    "cascade_rcnn": _Recipe(CascadeHead),
+    "detectors": _Recipe(CascadeHead, RecursiveFeaturePyramid),
+    "rfla": _Recipe(CascadeHead),
+    "fcos": _Recipe(FCOSHead, partial(RetinaFPN, p6_from="p5"), stride=8),
+    "atss": _Recipe(ATSSHead, partial(RetinaFPN, p6_from="p5"), stride=8),
+}
+
+DETECTORS = tuple(_RECIPES)
+
+
+class SelfReconstructionOptions(TypedDict, total=False):
+    """The options of `SelfReconstruction` that `build_detector` passes on; documented there."""
+
+    threshold: float | None
+    learn_threshold: bool
+    resize: str
+    surrogate: str
+    alpha: float | None
+    reduction: int
+    padding_in_loss: bool
+    enhancement: str
+    difference: str
+    cutoff: float
 
 
 def build_detector(
@@ -29,22 +79,32 @@ def build_detector(
     trainable_layers: int | None = None,
     norm: str | None = None,
     channels: int = 256,
-    anchor_scale: float = 4,
+    anchor_scale: float | None = None,
     detections_per_image: int = 100,
     score_threshold: float = 0.05,
     nms_threshold: float = 0.5,
     min_size: int | Sequence[int] | None = 800,
     max_size: int | None = 1333,
     scale: float = 1.0,
-    threshold: float = 4 / 255,
-    learn_threshold: bool = True,
-    resize: str = "nearest",
-    surrogate: str = "sigmoid",
-    alpha: float | None = None,
-    reduction: int = 16,
-    padding_in_loss: bool = False,
+    sac: bool = True,
+    rfla_paper: bool = False,
+    **self_reconstruction_options: Unpack[SelfReconstructionOptions],
 ) -> Detector:
     """Builds a detector, with or without self-reconstruction.
+
+    | name         | pyramid          | head                                               |
+    |--------------|------------------|----------------------------------------------------|
+    | retinanet    | P3-P7            | `RetinaNetHead`                                    |
+    | faster_rcnn  | P2-P6            | `TwoStageHead`                                     |
+    | cascade_rcnn | P2-P6            | `CascadeHead`                                      |
+    | detectors    | P2-P6, recursive | `CascadeHead`                                      |
+    | rfla         | P2-P6            | `CascadeHead` with proposals from receptive fields |
+    | fcos         | P3-P7            | `FCOSHead`                                         |
+    | atss         | P3-P7            | `ATSSHead`                                         |
+
+    Self-reconstruction stands on the finest level of the pyramid. On P3 (RetinaNet, FCOS, ATSS) the reconstruction head
+    has three `Up` blocks instead of two: our own design, as the paper mentions P3 for RetinaNet without giving a
+    structure.
 
     Under the same `torch.manual_seed` both start from the same weights in all parts they share and leave the random
     generator in the same state, so that two runs differ in self-reconstruction alone.
@@ -52,44 +112,74 @@ def build_detector(
     Args:
         name: one of `DETECTORS`.
         num_classes: number of classes, background included (one kind of object: 2).
-        self_reconstruction: whether to add `SelfReconstruction` on P2.
-        backbone, weights, trainable_layers, norm: see `build_backbone`.
+        self_reconstruction: whether to add `SelfReconstruction` on the finest level of the pyramid.
+        backbone, weights, trainable_layers, norm: see `build_backbone`; DetectoRS needs a ResNet.
         channels: channels of the pyramid.
-        anchor_scale, detections_per_image, score_threshold, nms_threshold: see `TwoStageHead`.
+        anchor_scale: side of a square anchor, in strides; None for the head's default. FCOS and RFLA have no such scale
+            and leave it aside.
+        detections_per_image, score_threshold, nms_threshold: see the heads.
         min_size, max_size, scale: see `DetectionTransform`.
-        threshold, learn_threshold, resize, surrogate, alpha, reduction, padding_in_loss: see `SelfReconstruction`.
+        sac: of DetectoRS: whether its backbones have switchable atrous convolution, as the paper; without it they are
+            those of the configuration that SR-TOD's authors released.
+        rfla_paper: of RFLA: whether to train as the code that its authors released, see `rfla_region_proposal_network`.
+        self_reconstruction_options: see `SelfReconstruction`.
 
     Raises:
+        TypeError: if an option is unknown.
         ValueError: if the name is unknown or an option out of its range.
         ConnectionError: if the weights cannot be downloaded.
     """
+    _check_known(self_reconstruction_options)
     if name not in DETECTORS:
         raise ValueError(f"unknown detector {name!r}; choose one of {', '.join(DETECTORS)}")
     if num_classes < 2:
         raise ValueError(f"num_classes counts the background and must be at least 2, got {num_classes}")
+    if name == "detectors" and not backbone.startswith("resnet"):
+        raise ValueError(f"DetectoRS changes the blocks of a ResNet; choose such a backbone, got {backbone!r}")
+    recipe = _RECIPES[name]
     transform = DetectionTransform(min_size, max_size, scale=scale)
-    body = build_backbone(backbone, weights=weights, trainable_layers=trainable_layers, norm=norm)
-    neck = FPN(body.channels, channels)
-    head = TwoStageHead(
-        channels,
-        num_classes,
-        anchor_scale=anchor_scale,
-        detections_per_image=detections_per_image,
-        score_threshold=score_threshold,
-        nms_threshold=nms_threshold,
-    )
+    backbone_options: dict[str, Any] = {"weights": weights, "trainable_layers": trainable_layers, "norm": norm}
+    if name == "detectors":
+        backbone_options |= {"conv_aws": True, "sac": sac}
+        body = build_backbone(backbone, **backbone_options, output_image=True)
+        second = build_backbone(backbone, **backbone_options)
+        neck = recipe.neck(second, body.channels, channels)
+    else:
+        body = build_backbone(backbone, **backbone_options)
+        neck = recipe.neck(body.channels, channels)
+    head_options: dict[str, Any] = {
+        "detections_per_image": detections_per_image,
+        "score_threshold": score_threshold,
+        "nms_threshold": nms_threshold,
+    }
+    if anchor_scale is not None and name in ANCHORS:
+        head_options["anchor_scale"] = anchor_scale
+    if name == "rfla":
+        head_options["rpn"] = rfla_region_proposal_network(
+            channels,
+            strides=(4, 8, 16, 32, 64),
+            receptive_fields=receptive_fields(body.layers),
+            proposals_per_image=max(1000, detections_per_image),
+            paper=rfla_paper,
+        )
+    head = recipe.head(channels, num_classes, **head_options)
     reconstruction = None
     if self_reconstruction:
         with torch.random.fork_rng(devices=[]):  # leaves the generator as the plain detector does
             reconstruction = SelfReconstruction(
                 channels,
-                threshold=threshold,
-                learn_threshold=learn_threshold,
-                resize=resize,
-                surrogate=surrogate,
-                alpha=alpha,
-                reduction=reduction,
-                padding_in_loss=padding_in_loss,
-                inplace=True,  # nothing else reads the P2 that is overwritten
+                scale=recipe.stride,
+                inplace=True,  # nothing else reads the level that is overwritten
+                **self_reconstruction_options,
             )
     return Detector(transform, body, neck, head, num_classes, reconstruction)
+
+
+def _check_known(options: SelfReconstructionOptions) -> None:
+    """Raises a TypeError for an option that `build_detector` does not have, with the nearest names."""
+    own = list(inspect.signature(build_detector).parameters)[:-1]
+    known = [*own, *SelfReconstructionOptions.__annotations__]
+    for name in options.keys() - set(known):
+        near = difflib.get_close_matches(name, known)
+        hint = f"did you mean {' or '.join(near)}?" if near else f"it has {', '.join(known)}"
+        raise TypeError(f"build_detector has no option {name!r}; {hint}")

@@ -9,6 +9,18 @@ Every head is a module `head(batch, features, targets) -> (detections, losses)`:
 - `losses`: in training a dictionary of losses `[]`, else an empty dictionary.
 """
 
+from .atss import ATSSHead
+from .cascade import CascadeHead
+from .fcos import FCOSHead
+from .retinanet import RetinaNetHead
+from .rfla import rfla_region_proposal_network
 from .two_stage import TwoStageHead
 
-__all__ = ["TwoStageHead"]
+__all__ = [
+    "ATSSHead",
+    "CascadeHead",
+    "FCOSHead",
+    "RetinaNetHead",
+    "TwoStageHead",
+    "rfla_region_proposal_network",
+]

@@ -2,44 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from torch import Tensor, nn
-from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
 from torchvision.models.detection.image_list import ImageList
-from torchvision.models.detection.roi_heads import RoIHeads
 from torchvision.models.detection.rpn import RegionProposalNetwork, RPNHead
 
+from ..assigners import MaxIoUAssigner
+from .anchor_generator import ASPECT_RATIOS, PyramidAnchors
 from .pooling import PyramidRoIAlign
+from .roi_heads import RoIHeads
 
-__all__ = ["PyramidAnchors", "TwoStageHead", "region_proposal_network"]
-
-ASPECT_RATIOS = (0.5, 1.0, 2.0)
-
-
-class PyramidAnchors(AnchorGenerator):
-    """Anchors with one size a level, `scale * stride`, and three aspect ratios; always float32.
-
-    torchvision's generator gives anchors the features' type, and bfloat16 rounds a coordinate of 1000 to a multiple of
-    4 pixels: as large as the objects.
-
-    Args:
-        strides: stride of each level, in pixels.
-        scale: side of a square anchor, in strides.
-    """
-
-    def __init__(self, strides: Sequence[int], scale: float) -> None:
-        super().__init__(tuple((scale * stride,) for stride in strides), (ASPECT_RATIOS,) * len(strides))
-
-    def forward(self, image_list: ImageList, feature_maps: list[Tensor]) -> list[Tensor]:
-        """The anchors of each image, `[A, 4]`, (x1, y1, x2, y2) in pixels; `feature_maps` are `[N, C, h, w]`."""
-        return super().forward(image_list, [level[:, :1].float() for level in feature_maps])
+__all__ = ["ProposalNetwork", "TwoStageHead", "float32_outputs", "region_proposal_network"]
 
 
 class TwoStageHead(nn.Module):
     """Region proposals, then classification and regression of each pooled proposal.
+
+    Both box losses are torchvision's, SmoothL1 with beta 1/9.
 
     Args:
         channels: channels of the pyramid.
@@ -69,7 +51,6 @@ class TwoStageHead(nn.Module):
             box_head=TwoMLPHead(channels * 7 * 7, 1024),
             box_predictor=FastRCNNPredictor(1024, num_classes),
             fg_iou_thresh=0.5,
-            bg_iou_thresh=0.5,
             batch_size_per_image=512,
             positive_fraction=0.25,
             bbox_reg_weights=None,
@@ -77,7 +58,7 @@ class TwoStageHead(nn.Module):
             nms_thresh=nms_threshold,
             detections_per_img=detections_per_image,
         )
-        self.roi_heads.box_predictor.register_forward_hook(_float32_outputs)
+        self.roi_heads.box_predictor.register_forward_hook(float32_outputs)
 
     def forward(
         self, batch: ImageList, features: dict[str, Tensor], targets: list[dict[str, Tensor]] | None
@@ -91,10 +72,68 @@ class TwoStageHead(nn.Module):
         return detections, proposal_losses | detection_losses
 
 
+class ProposalNetwork(RegionProposalNetwork):
+    """torchvision's region proposal network with the paper's sampling, 256 anchors an image, and any assigner.
+
+    torchvision holds the IoU of every object with every anchor at once, which is gigabytes for thousands of objects;
+    assigners go through the objects in chunks. The box loss is SmoothL1 with beta 1/9, which is torchvision's as it is
+    the paper's. All but the features is float32 under autocast.
+
+    Args:
+        anchors: generates the anchors.
+        head: predicts objectness and box offsets of each anchor.
+        assigner: `assigner(boxes, anchors)`, see `srtod.models.assigners`.
+        proposals_per_image: the most proposals an image in evaluation; 2000 in training.
+    """
+
+    def __init__(
+        self,
+        anchors: PyramidAnchors,
+        head: nn.Module,
+        assigner: Callable[[Tensor, Tensor], Tensor],
+        proposals_per_image: int,
+    ) -> None:
+        proposals = {"training": 2000, "testing": proposals_per_image}
+        super().__init__(
+            anchors,
+            head,
+            fg_iou_thresh=0.7,  # the assigner's matter, not these
+            bg_iou_thresh=0.3,
+            batch_size_per_image=256,
+            positive_fraction=0.5,
+            pre_nms_top_n=proposals,
+            post_nms_top_n=proposals,
+            nms_thresh=0.7,
+        )
+        head.register_forward_hook(float32_outputs)
+        self.assigner = assigner
+
+    def assign_targets_to_anchors(
+        self, anchors: list[Tensor], targets: list[dict[str, Tensor]]
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """What each anchor has to find.
+
+        Args:
+            anchors: anchors of each image, `[A, 4]`.
+            targets: `boxes` `[M, 4]` of each image; M may be 0.
+
+        Returns:
+            For each image the anchors' labels `[A]`, 1 for an object, 0 for background and -1 for ignored anchors, and
+            their objects' boxes `[A, 4]`, which mean nothing where the label is not 1.
+        """
+        labels, boxes = [], []
+        for image_anchors, target in zip(anchors, targets, strict=True):
+            owners = self.assigner(target["boxes"], image_anchors)
+            labels.append((owners + 1).clamp(min=-1, max=1).to(image_anchors.dtype))
+            none = len(target["boxes"]) == 0
+            boxes.append(image_anchors if none else target["boxes"].to(image_anchors.dtype)[owners.clamp(min=0)])
+        return labels, boxes
+
+
 def region_proposal_network(
     channels: int, strides: Sequence[int], anchor_scale: float, proposals_per_image: int
-) -> RegionProposalNetwork:
-    """torchvision's region proposal network with the paper's sampling: 256 anchors an image, IoU 0.7 and 0.3.
+) -> ProposalNetwork:
+    """A `ProposalNetwork` with square, wide and high anchors that are assigned by IoU, 0.7 and 0.3.
 
     Args:
         channels: channels of the pyramid.
@@ -102,22 +141,11 @@ def region_proposal_network(
         anchor_scale: side of a square anchor, in strides.
         proposals_per_image: the most proposals an image in evaluation; 2000 in training.
     """
+    anchors = PyramidAnchors(strides, [(anchor_scale * stride,) for stride in strides])
     head = RPNHead(channels, num_anchors=len(ASPECT_RATIOS))
-    head.register_forward_hook(_float32_outputs)
-    proposals = {"training": 2000, "testing": proposals_per_image}
-    return RegionProposalNetwork(
-        PyramidAnchors(strides, anchor_scale),
-        head,
-        fg_iou_thresh=0.7,
-        bg_iou_thresh=0.3,
-        batch_size_per_image=256,
-        positive_fraction=0.5,
-        pre_nms_top_n=proposals,
-        post_nms_top_n=proposals,
-        nms_thresh=0.7,
-    )
+    return ProposalNetwork(anchors, head, MaxIoUAssigner(0.7, 0.3), proposals_per_image)
 
 
-def _float32_outputs(module: nn.Module, args: Any, outputs: Any) -> Any:
+def float32_outputs(module: nn.Module, args: Any, outputs: Any) -> Any:
     """A forward hook: torchvision decodes boxes in the predictions' type, which autocast would make too coarse."""
     return tuple([x.float() for x in out] if isinstance(out, list) else out.float() for out in outputs)

@@ -1,0 +1,136 @@
+"""Detectors by name: what each is made of, and how options reach the parts."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import re
+
+import pytest
+import torch
+from torch import Tensor
+
+from srtod.models import DETECTORS, Detector, SelfReconstruction, SelfReconstructionOptions, build_detector
+from srtod.models.anchors import ANCHORS
+from srtod.models.layers import SAConv2d
+
+ON_P3 = {"retinanet", "fcos", "atss"}
+
+
+def build(name: str, **options: object) -> Detector:
+    torch.manual_seed(0)
+    small: dict[str, object] = {"backbone": "resnet18", "channels": 32, "min_size": None}
+    return build_detector(name, 3, **(small | options))  # type: ignore[arg-type]
+
+
+@functools.cache
+def shared(name: str) -> Detector:
+    """A detector that a test may run, but not change."""
+    return build(name, score_threshold=0.0, detections_per_image=7)
+
+
+def example() -> tuple[list[Tensor], list[dict[str, Tensor]]]:
+    generator = torch.Generator().manual_seed(0)
+    images = [torch.rand(3, 64, 64, generator=generator), torch.rand(3, 50, 60, generator=generator)]
+    boxes = torch.tensor([[8.0, 12.0, 18.0, 22.0], [30.0, 30.0, 42.0, 40.0]])
+    empty = {"boxes": torch.zeros(0, 4), "labels": torch.zeros(0, dtype=torch.int64)}
+    return images, [{"boxes": boxes, "labels": torch.tensor([1, 2])}, empty]
+
+
+def test_names() -> None:
+    assert DETECTORS == ("retinanet", "faster_rcnn", "cascade_rcnn", "detectors", "rfla", "fcos", "atss")
+
+
+@pytest.mark.parametrize("name", DETECTORS)
+def test_self_reconstruction_stands_on_the_finest_level(name: str) -> None:
+    detector = shared(name).eval()
+    images, _ = example()
+    with torch.no_grad():
+        batch, _, _ = detector.transform(images)
+        features = detector.neck(detector.backbone(batch.tensors))
+        detections = detector(images)
+    stride = 8 if name in ON_P3 else 4
+    assert list(features) == [f"p{level}" for level in range(3 if name in ON_P3 else 2, 8 if name in ON_P3 else 7)]
+    assert next(iter(features.values())).shape == (2, 32, 64 // stride, 64 // stride)
+    assert detector.self_reconstruction.reconstruction_head.scale == stride  # type: ignore[union-attr]
+    assert all(0 < len(detection["boxes"]) <= 7 for detection in detections)
+
+
+@pytest.mark.parametrize("name", DETECTORS)
+def test_losses_reach_every_parameter(name: str) -> None:
+    detector = shared(name).train()
+    losses = detector(*example())
+    assert all(loss.dim() == 0 and loss.isfinite() for loss in losses.values())
+    sum(losses.values()).backward()
+    assert [key for key, parameter in detector.named_parameters() if parameter.grad is None] == []
+    detector.zero_grad(set_to_none=True)
+
+
+def test_anchor_scale() -> None:
+    """A number reaches every head with anchors of such a scale, None leaves the head's default."""
+
+    def area(detector: Detector) -> float:
+        rpn = getattr(detector.head, "rpn", None)
+        anchors = rpn.anchor_generator if rpn is not None else detector.head.anchors
+        x1, y1, x2, y2 = anchors.cell_anchors[0].unbind(dim=1)
+        return float(((x2 - x1) * (y2 - y1)).mean())
+
+    for name, default in {"faster_rcnn": 4, "cascade_rcnn": 4, "detectors": 4, "retinanet": 4, "atss": 8}.items():
+        plain, same, larger = (build(name, anchor_scale=s) for s in (None, default, 2 * default))
+        assert area(plain) == area(same)
+        assert area(larger) == pytest.approx(4 * area(same))
+        assert name in ANCHORS
+    for name in set(DETECTORS) - set(ANCHORS):
+        assert len(build(name, anchor_scale=2.0).state_dict()) == len(build(name).state_dict())
+
+
+def test_switchable_atrous_convolution_can_be_left_out() -> None:
+    def switchable(detector: Detector) -> int:
+        return sum(isinstance(module, SAConv2d) for module in detector.modules())
+
+    assert switchable(shared("detectors")) > 0
+    assert switchable(build("detectors", sac=False)) == switchable(shared("cascade_rcnn")) == 0
+
+
+@pytest.mark.parametrize("name", ["faster_rcnn", "cascade_rcnn", "detectors", "rfla"])
+def test_detection_cap_can_exceed_a_thousand(name: str) -> None:
+    assert build(name, detections_per_image=3000).eval().head.rpn.post_nms_top_n() == 3000  # type: ignore[operator, union-attr]
+
+
+def test_every_option_of_self_reconstruction_is_passed_on() -> None:
+    options = set(inspect.signature(SelfReconstruction).parameters) - {"channels", "scale", "inplace"}
+    assert set(SelfReconstructionOptions.__annotations__) == options
+    module = build("retinanet", enhancement="multiplication", difference="high_frequency", cutoff=0.25, threshold=None)
+    reconstruction = module.self_reconstruction
+    assert reconstruction is not None
+    assert (reconstruction.enhancement, reconstruction.difference, reconstruction.cutoff) == (
+        "multiplication",
+        "high_frequency",
+        0.25,
+    )
+    assert reconstruction.threshold is None
+
+
+@pytest.mark.parametrize("self_reconstruction", [False, True])
+@pytest.mark.parametrize(
+    ("option", "near"), [("treshold", "threshold"), ("anchor_scales", "anchor_scale"), ("inplace", "it has name, ")]
+)
+def test_unknown_options(self_reconstruction: bool, option: str, near: str) -> None:
+    with pytest.raises(TypeError, match=rf"no option '{option}'; .*\b{near}"):
+        build("faster_rcnn", self_reconstruction=self_reconstruction, **{option: 1})
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"name": "yolo"}, f"unknown detector 'yolo'; choose one of {', '.join(DETECTORS)}"),
+        ({"num_classes": 1}, "num_classes counts the background"),
+        ({"name": "detectors"}, "DetectoRS changes the blocks of a ResNet"),
+        ({"name": "fcos", "channels": 36}, "multiple of scale=8"),
+        ({"threshold": 4}, "threshold must be in [0, 1]"),
+    ],
+)
+def test_bad_options(options: dict[str, object], message: str) -> None:
+    small = {"name": "faster_rcnn", "num_classes": 2, "backbone": "mobilenet_v2", "channels": 32}
+    with pytest.raises(ValueError, match=re.escape(message)):
+        build_detector(**(small | options))  # type: ignore[arg-type]
