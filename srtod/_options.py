@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import difflib
+import functools
+import operator
 from collections.abc import Callable, Sequence
 from fractions import Fraction
 from types import NoneType
@@ -19,11 +21,12 @@ def parse_options(config: type[Config], arguments: Sequence[str] | None = None, 
     """Reads a dataclass from the command line.
 
     Field `anchor_scale` is the option `--anchor-scale`; a bool is a pair `--name` and `--no-name`; fields that are
-    dataclasses themselves become groups of options. `none` stands for None where that is allowed, and a number may be a
-    fraction. An unknown option or a value of another type ends the program with one sentence and exit status 2.
+    dataclasses themselves become groups of options. `none` stands for None where that is allowed, a number may be a
+    fraction, and `float | Literal["auto"]` takes that word too. An unknown option or a value of another type ends the
+    program with one sentence and exit status 2.
 
     Args:
-        config: the dataclass; each field has `metadata["doc"]`.
+        config: the dataclass; each field has `metadata["doc"]`, and perhaps a second name in `metadata["alias"]`.
         arguments: the command line; None for that of the process.
         about: more arguments of `argparse.ArgumentParser`, such as `prog` and `description`.
     """
@@ -65,8 +68,10 @@ def _add_options(parser: argparse._ActionsContainer, config: type) -> None:
         if types[field.name] not in groups:
             default = "none" if field.default is None else field.default
             shown = f"{default:g}" if isinstance(default, float) else default
+            names = [field.name, *filter(None, [field.metadata.get("alias")])]
             parser.add_argument(
-                f"--{field.name.replace('_', '-')}",
+                *(f"--{name.replace('_', '-')}" for name in names),
+                dest=field.name,
                 default=field.default,
                 help=f"{field.metadata['doc']} [{shown}]".replace("%", "%%"),
                 **_how_to_parse(types[field.name]),
@@ -81,17 +86,20 @@ def _how_to_parse(kind: Any) -> dict[str, Any]:
     """The arguments of `add_argument` for a field's type."""
     allows_none = NoneType in get_args(kind)
     if allows_none:
-        [kind] = [part for part in get_args(kind) if part is not NoneType]
+        kind = functools.reduce(operator.or_, [part for part in get_args(kind) if part is not NoneType])
     if kind is bool:
         return {"action": argparse.BooleanOptionalAction}
     if get_origin(kind) is Literal:
         names = [*get_args(kind)] + ["none"] * allows_none
         choices = [*get_args(kind)] + [None] * allows_none
         return {
-            "type": _or_none(str) if allows_none else str,
+            "type": _or_word(str, {"none": None} if allows_none else {}),
             "choices": choices,
             "metavar": "{" + ",".join(names) + "}",
         }
+    literals = [name for part in get_args(kind) if get_origin(part) is Literal for name in get_args(part)]
+    if literals:  # words that are values beside a number, such as `float | Literal["auto"]`
+        [kind] = [part for part in get_args(kind) if get_origin(part) is not Literal]
     if get_origin(kind) is tuple:
         return {"type": get_args(kind)[0], "nargs": "+", "metavar": "N"}
     converters: dict[Any, tuple[Callable[[str], Any], str]] = {
@@ -100,7 +108,8 @@ def _how_to_parse(kind: Any) -> dict[str, Any]:
         str: (str, "TEXT"),
     }
     convert, metavar = converters[kind]
-    return {"type": _or_none(convert) if allows_none else convert, "metavar": metavar}
+    words: dict[str, Any] = {name: name for name in literals} | ({"none": None} if allows_none else {})
+    return {"type": _or_word(convert, words), "metavar": "|".join([*literals, metavar])}
 
 
 def number(text: str) -> float:
@@ -110,9 +119,11 @@ def number(text: str) -> float:
         raise ValueError(f"{text} divides by 0") from error
 
 
-def _or_none(convert: Callable[[str], Any]) -> Callable[[str], Any]:
+def _or_word(convert: Callable[[str], Any], words: dict[str, Any]) -> Callable[[str], Any]:
+    """A converter that takes these words for the values they stand for, and converts all other text."""
+
     def converted(text: str) -> Any:
-        return None if text == "none" else convert(text)
+        return words[text] if text in words else convert(text)
 
     converted.__name__ = convert.__name__  # argparse names it where a value is refused
     return converted

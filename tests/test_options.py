@@ -28,6 +28,7 @@ class Outer:
     steps: tuple[int, ...] | None = option(None, "some numbers")
     size: int | None = option(8, "a number or none")
     name: str = option("a", "some text")
+    scale: float | Literal["auto"] | None = option(2.0, "a number or a word", alias="zoom")
 
 
 def test_defaults() -> None:
@@ -37,6 +38,12 @@ def test_defaults() -> None:
 def test_every_type() -> None:
     arguments = ["--anchor-scale", "4/255", "--resize", "max", "--no-enabled", "--steps", "8", "11", "--size", "none"]
     assert parse_options(Outer, [*arguments, "--name=b"]) == Outer(Inner(4 / 255, "max"), False, (8, 11), None, "b")
+
+
+@pytest.mark.parametrize(("text", "value"), [("auto", "auto"), ("1/2", 0.5), ("none", None)])
+def test_a_number_or_a_word(text: str, value: float | str | None) -> None:
+    assert parse_options(Outer, ["--scale", text]).scale == value
+    assert parse_options(Outer, ["--zoom", text]).scale == value
 
 
 def test_none_is_not_a_choice_where_it_is_a_value() -> None:
@@ -57,6 +64,7 @@ def test_none_is_not_a_choice_where_it_is_a_value() -> None:
         ("--size 2.5", "argument --size: invalid int value: '2.5'"),
         ("--resize cubic", "argument --resize: invalid choice: 'cubic'"),
         ("--name", "argument --name: expected one argument"),
+        ("--scale Auto", "argument --scale/--zoom: invalid number value: 'Auto'"),
     ],
 )
 def test_bad_options_end_with_one_sentence(arguments: str, message: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -78,6 +86,7 @@ def test_help_shows_documentation_groups_and_defaults(capsys: pytest.CaptureFixt
         "Inner options:",
         "--anchor-scale X",
         "a number [4]",
+        "--scale auto|X",
         "100 %",
         "[none]",
     ):

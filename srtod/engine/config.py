@@ -6,23 +6,31 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from srtod.models.anchors import ANCHORS
 from srtod.models.backbones import default_trainable_layers
 
 __all__ = ["DataConfig", "ModelConfig", "TrainConfig", "option"]
 
 
-def option(default: Any, doc: str) -> Any:
-    """A dataclass field whose documentation is at hand when the program runs: `--help` prints it."""
-    return dataclasses.field(default=default, metadata={"doc": doc})
+def option(default: Any, doc: str, *, alias: str | None = None) -> Any:
+    """A dataclass field whose documentation is at hand when the program runs: `--help` prints it.
+
+    `alias` is a second name of the field on the command line.
+    """
+    return dataclasses.field(default=default, metadata={"doc": doc, "alias": alias})
 
 
 @dataclass(frozen=True)
 class ModelConfig:
     """The detector."""
 
-    detector: str = option("faster_rcnn", "kind of detector: faster_rcnn")
+    detector: Literal["retinanet", "faster_rcnn", "cascade_rcnn", "detectors", "rfla", "fcos", "atss"] = option(
+        "faster_rcnn", "what the detector is; docs/models.md describes each"
+    )
     self_reconstruction: bool = option(True, "reconstruct the image and enhance P2 where that fails (SR-TOD)")
-    backbone: str = option("mobilenet_v2", "mobilenet_v2, resnet18, resnet34, resnet50, resnet101 or resnet152")
+    backbone: Literal["mobilenet_v2", "resnet18", "resnet34", "resnet50", "resnet101", "resnet152"] = option(
+        "mobilenet_v2", "torchvision's classifier that the features come from"
+    )
     weights: str | None = option(
         None, "torchvision's name of the backbone's weights (DEFAULT), or a file; none: random"
     )
@@ -34,26 +42,55 @@ class ModelConfig:
         "the backbone's normalisation; none: frozen_batch with weights, else group, which suits batches of few images",
     )
     channels: int = option(64, "channels of the feature pyramid; the paper has 256, at 16 times the cost")
-    anchor_scale: float = option(2.0, "side of a square anchor, in strides; paper: DroneSwarms 2, AI-TOD 4, VisDrone 6")
+    anchor_scale: float | Literal["auto"] | None = option(
+        2.0,
+        "side of a square anchor, in strides (paper: DroneSwarms 2, AI-TOD 4, VisDrone 6); auto: fitted to the "
+        "training set; none: the detector's own; fcos and rfla have no such scale",
+        alias="anchors",
+    )
     detections_per_image: int = option(100, "the most detections an image")
+    score_threshold: float = option(0.05, "detections must score above this")
+    nms_threshold: float = option(0.5, "IoU above which the lower-scoring of two detections of a class is dropped")
     min_size: int | None = option(None, "resize images to this shorter side, in pixels; none: keep their own size")
     max_size: int | None = option(None, "the longer side never exceeds this, in pixels; none: no limit")
     scale: float = option(1.0, "factor on the images' own size where min-size is none")
-    threshold: float = option(4 / 255, "initial threshold of the difference map, grey levels of [0, 1], such as 4/255")
+    sac: bool = option(
+        True, "detectors: switchable atrous convolution, as its paper; no-sac: as released by the authors of SR-TOD"
+    )
+    rfla_paper: bool = option(False, "rfla: train proposals against anchors shrunk to 0.9, as its authors' code does")
+    enhancement: Literal["dgfe", "none", "multiplication", "concatenation", "attention"] = option(
+        "dgfe", "what the difference map does to the features; none: the reconstruction's loss alone acts on them"
+    )
+    difference: Literal["pixel", "high_frequency"] = option(
+        "pixel", "difference map of all of the image, or of its high frequencies alone"
+    )
+    cutoff: float = option(1 / 32, "frequency below which nothing counts for high_frequency, in cycles per pixel")
+    threshold: float | None = option(
+        4 / 255, "initial threshold of the difference map, grey levels of [0, 1], such as 4/255; none: no threshold"
+    )
     learn_threshold: bool = option(True, "train the threshold")
     surrogate: Literal["sigmoid", "ste", "atan", "triangle", "rect", "none"] = option(
         "sigmoid", "gradient of the threshold's step; none is the authors' code, where the threshold never learns"
     )
+    alpha: float | None = option(None, "sharpness of the surrogate; none: one that suits a few grey levels")
+    reduction: int = option(16, "ratio by which the MLP of the channel reweighting narrows")
     resize: Literal["nearest", "max", "area", "bilinear"] = option("nearest", "how the filter comes to the size of P2")
     padding_in_loss: bool = option(False, "count a batch's padding in the reconstruction loss, as the authors' code")
 
     @property
     def arguments(self) -> dict[str, Any]:
-        """The arguments of `srtod.models.build_detector`, but for the number of classes."""
+        """The arguments of `srtod.models.build_detector`, but for the number of classes.
+
+        Raises:
+            ValueError: if the anchor scale is still to be fitted; `srtod.engine.train` does that.
+        """
+        if self.anchor_scale == "auto":
+            raise ValueError("anchor_scale='auto' is fitted by srtod.engine.train to its training set; pass a number")
         arguments = dataclasses.asdict(self)
         layers = self.trainable_layers
         return arguments | {
             "name": arguments.pop("detector"),
+            "anchor_scale": self.anchor_scale if self.detector in ANCHORS else None,
             "trainable_layers": default_trainable_layers(self.weights) if layers is None else layers,
             "norm": self.norm or ("group" if self.weights is None else "frozen_batch"),
         }

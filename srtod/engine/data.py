@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import lightning as L
 import torch
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from srtod.data import CocoDataset, DetectionDataset, Sample, SwarmDataset, collate, training_transforms
 
-from .config import DataConfig
+from .config import DataConfig, ModelConfig
 
-__all__ = ["DetectionData"]
+__all__ = ["DetectionData", "object_sizes", "objects_per_image"]
 
 SWARM_SEEDS = (0, 1)  # of the training and the test images: runs of other seeds share their data
 
@@ -130,3 +133,35 @@ class DetectionData(L.LightningDataModule):
                 f"{self.config.train_json} and {self.config.test_json} must list the same categories, got {train} and "
                 f"{test}; give both files the same 'categories'"
             )
+
+
+def object_sizes(ground_truth: Mapping[str, Any], model: ModelConfig) -> Tensor:
+    """Width and height `[M, 2]` of the objects of a set, in pixels at the size that the detector works at.
+
+    Crowd regions and boxes without an area are left out, as in training.
+
+    Args:
+        ground_truth: the set as a COCO dict.
+        model: the detector, for what its images are resized to.
+    """
+    factors = {image["id"]: _resize_factor(model, image["height"], image["width"]) for image in ground_truth["images"]}
+    sizes = [[side * factors[entry["image_id"]] for side in entry["bbox"][2:]] for entry in _objects(ground_truth)]
+    return torch.tensor(sizes, dtype=torch.float64).reshape(-1, 2)
+
+
+def objects_per_image(ground_truth: Mapping[str, Any]) -> list[int]:
+    """The number of objects in each image of a set, a COCO dict, crowd regions left out."""
+    counts = Counter(entry["image_id"] for entry in _objects(ground_truth))
+    return [counts[image["id"]] for image in ground_truth["images"]]
+
+
+def _objects(ground_truth: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    for entry in ground_truth["annotations"]:
+        if not entry.get("iscrowd") and min(entry["bbox"][2:]) > 0:
+            yield entry
+
+
+def _resize_factor(model: ModelConfig, height: int, width: int) -> float:
+    """What `DetectionTransform` multiplies an image's sides by."""
+    factor = model.scale if model.min_size is None else model.min_size / min(height, width)
+    return factor if model.max_size is None else min(factor, model.max_size / max(height, width))

@@ -15,7 +15,6 @@ from torch.optim.lr_scheduler import LambdaLR
 from srtod.checkpoint import DESCRIPTION, describe
 from srtod.data import Target
 from srtod.models import build_detector
-from srtod.ops import DGFE
 
 from .config import TrainConfig
 
@@ -28,8 +27,8 @@ STEP_FACTOR = 0.1
 class DetectionModule(L.LightningModule):
     """Trains a detector by SGD with the paper's schedule: linear warm-up, then steps.
 
-    Logs every loss as `train/<loss>`, their sum as `train/loss`, the `learning_rate`, and the threshold in grey levels
-    as `threshold_x255`.
+    Logs every loss as `train/<loss>`, their sum as `train/loss`, the `learning_rate`, and the threshold, where
+    there is one, in grey levels as `threshold_x255`.
 
     Args:
         config: the run.
@@ -44,7 +43,6 @@ class DetectionModule(L.LightningModule):
         self.category_ids = list(category_ids)
         self.model = config.model.arguments | {"num_classes": len(class_names) + 1}
         self.detector = build_detector(**self.model)
-        self.enhancements = [module for module in self.detector.modules() if isinstance(module, DGFE)]
 
     def training_step(self, batch: tuple[list[Tensor], list[Target]], batch_index: int) -> Tensor:
         images, targets = batch
@@ -55,8 +53,9 @@ class DetectionModule(L.LightningModule):
         self.log("train/loss", loss.detach(), prog_bar=True, batch_size=len(images))
         self.log_dict({f"train/{name}": value.detach() for name, value in losses.items()}, batch_size=len(images))
         self.log("learning_rate", self.trainer.optimizers[0].param_groups[0]["lr"])
-        for enhancement in self.enhancements:
-            self.log("threshold_x255", 255 * enhancement.threshold.detach())
+        plug = self.detector.self_reconstruction
+        if plug is not None and plug.threshold is not None:
+            self.log("threshold_x255", 255 * plug.threshold.detach())
         return loss
 
     def validation_step(self, batch: tuple[list[Tensor], list[Target]], batch_index: int) -> dict[str, Any]:
@@ -65,8 +64,8 @@ class DetectionModule(L.LightningModule):
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         """As Lightning's; afterwards brings the threshold back into [0, 1]."""
         super().optimizer_step(*args, **kwargs)
-        for enhancement in self.enhancements:
-            enhancement.clamp_threshold_()
+        if self.detector.self_reconstruction is not None:
+            self.detector.self_reconstruction.clamp_threshold_()
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         config = self.config

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import signal
+import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,11 +16,12 @@ from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
 from srtod import __version__
 from srtod.checkpoint import load_detector, read_checkpoint
+from srtod.models.anchors import ANCHORS, fit_anchor_scale
 from srtod.visualization import save_panels
 
 from .callbacks import AtomicCheckpointIO, Evaluation, ProgressBar, best_checkpoint, last_checkpoint
 from .config import TrainConfig
-from .data import DetectionData
+from .data import DetectionData, object_sizes, objects_per_image
 from .module import DetectionModule
 
 __all__ = ["TrainedRun", "train"]
@@ -41,7 +44,7 @@ def train(config: TrainConfig) -> TrainedRun:
     """Trains a detector, evaluating it as it goes.
 
     Under one seed, runs with and without self-reconstruction start from the same weights in all that they share and see
-    the same images in the same order.
+    the same images in the same order. Warns where images hold more objects than the detector may detect in one.
 
     Args:
         config: the run.
@@ -58,6 +61,9 @@ def train(config: TrainConfig) -> TrainedRun:
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     data = DetectionData(config.data, config.seed)
+    if config.model.anchor_scale == "auto":
+        config = _with_fitted_anchors(config, data)
+    _warn_of_more_objects_than_detections(config, data)
     L.seed_everything(config.seed, verbose=False)
     module = DetectionModule(config, data.train_set.class_names, data.train_set.category_ids)
     folder = create_folder(Path(config.output or f"runs/{data.name}"))
@@ -78,6 +84,45 @@ def train(config: TrainConfig) -> TrainedRun:
         # A loader's process sends its traceback as the message; the sentence is at its end.
         raise ValueError(str(error).splitlines()[-1].removeprefix("ValueError: ")) from None
     return _finish(config, folder, data)
+
+
+def _with_fitted_anchors(config: TrainConfig, data: DetectionData) -> TrainConfig:
+    """The run with the anchor scale that suits the training set's objects; prints it."""
+    name = config.model.detector
+    if name not in ANCHORS:
+        raise ValueError(
+            f"anchor_scale='auto' needs a detector whose anchors have a scale ({', '.join(ANCHORS)}), got {name!r}; "
+            f"leave anchor_scale as it is"
+        )
+    layout = ANCHORS[name]
+    fit = fit_anchor_scale(
+        object_sizes(data.train_set.ground_truth, config.model),
+        layout.strides,
+        ratios=layout.ratios,
+        octaves=layout.octaves,
+    )
+    print(
+        f"anchor scale {fit.scale:g} fits the training set best: an object's best anchor has an IoU of "
+        f"{fit.mean_iou:.2f} on average, and of 0.5 or more for {fit.covered:.0%} of the objects"
+    )
+    return replace(config, model=replace(config.model, anchor_scale=fit.scale))
+
+
+def _warn_of_more_objects_than_detections(config: TrainConfig, data: DetectionData) -> None:
+    limit = config.model.detections_per_image
+    found, most = [], 0
+    for kind, dataset in (("training", data.train_set), ("test", data.test_set)):
+        counts = objects_per_image(dataset.ground_truth)
+        above = sum(count > limit for count in counts)
+        most = max([most, *counts])
+        if above:
+            found.append(f"{above} of {len(counts)} {kind} images")
+    if found:
+        warnings.warn(
+            f"{' and '.join(found)} hold more objects than the {limit} detections an image may have, up to {most}: the "
+            f"rest can never be found; raise detections_per_image",
+            stacklevel=3,
+        )
 
 
 def create_folder(path: Path) -> Path:

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
+import inspect
+from typing import Any, get_args, get_type_hints
 
 import pytest
 
 from srtod.engine import DataConfig, ModelConfig, TrainConfig
+from srtod.models import DETECTORS, build_detector
+from srtod.models.anchors import ANCHORS
+from srtod.models.backbones import BACKBONES
+from srtod.models.build import SelfReconstructionOptions
 
 
 @pytest.mark.parametrize(
@@ -42,3 +47,24 @@ def test_as_dict_holds_every_option_by_name() -> None:
 def test_values_out_of_range_are_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         TrainConfig(**options)
+
+
+@pytest.mark.parametrize("detector", DETECTORS)
+def test_only_detectors_whose_anchors_have_a_scale_are_given_one(detector: str) -> None:
+    arguments = ModelConfig(detector=detector, anchor_scale=3).arguments
+    assert arguments["anchor_scale"] == (3 if detector in ANCHORS else None)
+
+
+def test_an_anchor_scale_that_is_still_to_be_fitted_is_refused() -> None:
+    with pytest.raises(ValueError, match="'auto' is fitted by"):
+        _ = ModelConfig(anchor_scale="auto").arguments
+
+
+def test_every_option_of_a_detector_can_be_configured() -> None:
+    choices = get_type_hints(ModelConfig)
+    assert get_args(choices["detector"]) == DETECTORS
+    assert set(get_args(choices["backbone"])) == set(BACKBONES)
+    parameters = inspect.signature(build_detector).parameters.values()
+    known = {parameter.name for parameter in parameters if parameter.kind is inspect.Parameter.KEYWORD_ONLY}
+    given = set(ModelConfig().arguments)
+    assert given == known | {"name"} | set(SelfReconstructionOptions.__annotations__)

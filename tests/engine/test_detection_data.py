@@ -11,7 +11,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from srtod.engine import DataConfig, DetectionData
+from srtod.data import SwarmDataset
+from srtod.engine import DataConfig, DetectionData, ModelConfig
+from srtod.engine.data import object_sizes, objects_per_image
+from srtod.models import DetectionTransform
 
 SWARM = DataConfig(swarm_images=6, swarm_size=128, batch_size=2)
 
@@ -103,3 +106,27 @@ def test_sets_of_different_categories_are_refused(coco: dict[str, Any], tmp_path
 def test_incomplete_options_are_refused(config: DataConfig, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         DetectionData(config, seed=0)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"scale": 1.5}, {"scale": 4.0, "max_size": 300}, {"min_size": 160}, {"min_size": 640, "max_size": 700}],
+)
+def test_object_sizes_are_those_the_detector_works_at(options: dict[str, Any]) -> None:
+    data = SwarmDataset(2, (128, 192))
+    model = ModelConfig(**options)
+    transform = DetectionTransform(model.min_size, model.max_size, scale=model.scale)
+    images, targets = zip(*data, strict=True)
+    _, _, resized = transform(images, targets)
+    assert resized is not None
+    boxes = torch.cat([target["boxes"] for target in resized])
+    sizes = object_sizes(data.ground_truth, model)
+    torch.testing.assert_close(sizes.float(), boxes[:, 2:] - boxes[:, :2], rtol=0.01, atol=1e-3)  # whole pixels
+
+
+def test_objects_are_counted_without_crowds_and_empty_boxes(coco: dict[str, Any]) -> None:
+    box = coco["annotations"][0]
+    coco["images"].append({"id": 2, "file_name": "b.png", "width": 64, "height": 64})
+    coco["annotations"] += [box | {"iscrowd": 1}, box | {"bbox": [3, 3, 0, 5]}, box | {"bbox": [3, 3, 4, 5]}]
+    assert objects_per_image(coco) == [2, 0]
+    assert object_sizes(coco, ModelConfig(scale=2.0)).tolist() == [[24, 24], [8, 10]]

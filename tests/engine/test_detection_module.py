@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import lightning as L
 import pytest
 import torch
 
+from srtod.checkpoint import load_detector, write_checkpoint
 from srtod.engine import DetectionModule, ModelConfig, TrainConfig
 from srtod.engine.module import learning_rate_factor, parameter_groups
+from srtod.models import DETECTORS
 
 
 def module(**options: object) -> DetectionModule:
@@ -57,3 +62,35 @@ def test_a_loss_that_is_not_finite_is_told_with_its_parts_and_images() -> None:
         FloatingPointError, match=r"at step 0 \(.*loss_rpn_box_reg (inf|nan).*images a\.png\); lower lr"
     ):
         broken.training_step(([torch.rand(3, 64, 64)], [target]), 0)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        *({"detector": name} for name in DETECTORS),
+        {"detector": "detectors", "sac": False},
+        {"detector": "rfla", "rfla_paper": True},
+        {"enhancement": "none"},
+        {"enhancement": "multiplication"},
+        {"enhancement": "concatenation", "learn_threshold": False},
+        {"threshold": None},
+        {"difference": "high_frequency", "cutoff": 0.1},
+    ],
+    ids=lambda options: " ".join(map(str, options.values())),
+)
+def test_a_checkpoint_rebuilds_every_detector(tmp_path: Path, options: dict[str, Any]) -> None:
+    if options.get("detector") == "detectors":
+        options = options | {"backbone": "resnet18"}
+    trained = module(**options)
+    content: dict[str, Any] = {"state_dict": trained.state_dict()}
+    trained.on_save_checkpoint(content)
+    write_checkpoint(content, tmp_path / "last.ckpt")
+    torch.manual_seed(1)
+    rebuilt = load_detector(tmp_path / "last.ckpt").detector
+    images = [torch.rand(3, 64, 64)]
+    for detector in (trained.detector, rebuilt):
+        detector.apply(lambda part: setattr(part, "score_threshold", 0.0) if hasattr(part, "score_threshold") else None)
+    with torch.no_grad():
+        (expected,), (found,) = trained.detector.eval()(images), rebuilt(images)
+    assert len(expected["boxes"]) > 0
+    assert all(torch.equal(found[key], expected[key]) for key in expected)

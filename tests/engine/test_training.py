@@ -192,3 +192,34 @@ def test_an_output_that_cannot_be_made_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(OSError, match=r"file/run cannot be made \(Not a directory\); choose another output"):
         train(replace(CONFIG, output=str(tmp_path / "file" / "run")))
+
+
+def test_the_anchor_scale_is_fitted_to_the_training_set_printed_and_saved(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = replace(CONFIG.model, anchor_scale="auto")
+    fitted = train(replace(CONFIG, model=model, epochs=1, limit_batches=1, output=str(tmp_path / "run")))
+    scale = yaml.safe_load((fitted.folder / "config.yaml").read_text())["anchor_scale"]
+    assert 1 <= scale <= 4  # the swarm's drones are 3 to 16 px, at strides from 4
+    assert f"anchor scale {scale:g} fits the training set best" in capsys.readouterr().out
+    detector = load_detector(fitted.folder / "checkpoints" / "last.ckpt").detector
+    assert detector.head.rpn.anchor_generator.sizes[0] == (4 * scale,)  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("detector", ["fcos", "rfla"])
+def test_anchors_without_a_scale_cannot_be_fitted(tmp_path: Path, detector: str) -> None:
+    model = replace(CONFIG.model, detector=detector, anchor_scale="auto")
+    with pytest.raises(ValueError, match=f"needs a detector whose anchors have a scale .*, got '{detector}'"):
+        train(replace(CONFIG, model=model, output=str(tmp_path / "run")))
+    assert not list(tmp_path.iterdir())
+
+
+def test_more_objects_than_detections_are_warned_of_once(tmp_path: Path) -> None:
+    model = replace(CONFIG.model, detections_per_image=45)
+    with pytest.warns(UserWarning, match="hold more objects than") as warned:
+        train(replace(CONFIG, model=model, epochs=1, limit_batches=1, output=str(tmp_path / "run")))
+    [message] = [str(warning.message) for warning in warned if "hold more objects" in str(warning.message)]
+    assert message == (
+        "6 of 10 training images and 1 of 2 test images hold more objects than the 45 detections an image may have, up "
+        "to 60: the rest can never be found; raise detections_per_image"
+    )
