@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -105,3 +106,17 @@ def test_report(results: Path) -> None:
     done = subprocess.run(command[:-1], capture_output=True, text=True, check=False)
     assert done.returncode == 1
     assert "usage: python benchmarks/report.py RESULTS.json... > table.md" in done.stderr
+
+
+def test_model_table_counts_the_reconstruction_head() -> None:
+    options = ["--size", "256", "--channels", "64", "--backbone", "resnet18", "--repeats", "1"]
+    command = [sys.executable, str(BENCHMARKS / "model_table.py"), *options, "--detectors", "faster_rcnn"]
+    table = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    rows = [[cell.strip() for cell in line.split("|")] for line in table.splitlines() if line.startswith("| `")]
+    assert [row[2] for row in rows] == ["no", "yes"]
+    # P2 is 64x64. Of each Up block a transposed 4x4 convolution, of which a pixel sees 2x2, and two 3x3; 3x3 to RGB.
+    first, second = 128 * 128 * 32, 256 * 256 * 16
+    macs = first * (64 * 4 + 2 * 32 * 9) + second * (32 * 4 + 2 * 16 * 9) + 256 * 256 * 3 * 16 * 9
+    counted = re.search(r"\(([\d.]+) of them", rows[1][4])
+    assert counted
+    assert float(counted[1]) == pytest.approx(macs / 1e9, abs=0.05)  # printed with one decimal
