@@ -17,6 +17,7 @@ import srtod
 from srtod.ops import _extension
 
 PACKAGE = Path(srtod.__file__).parent
+SOURCES = Path(__file__).resolve().parents[1]
 INFO = "import runpy; runpy.run_module('srtod.info', run_name='__main__')"
 CALL_TWICE = """
 import json, warnings
@@ -67,6 +68,23 @@ def bare_copy(tmp_path: Path) -> Path:
 
 def test_the_version_has_one_source() -> None:
     assert importlib.metadata.version("srtod") == srtod.__version__
+
+
+@pytest.mark.skipif(not (SOURCES / "setup.py").exists(), reason="needs the source tree")
+def test_source_distribution_has_all_that_tests_read(tmp_path: Path) -> None:
+    """By setuptools' list of its files: they are run from there, with the documents, examples and sources they need."""
+    command = [sys.executable, "setup.py", "-q", "egg_info", "--egg-base", str(tmp_path)]
+    subprocess.run(command, cwd=SOURCES, check=True, capture_output=True)
+    distributed = set((tmp_path / "srtod.egg-info/SOURCES.txt").read_text().splitlines())
+    folders = [".ci", "benchmarks", "build_backend", "csrc", "docs", "examples", "scripts", "srtod", "tests"]
+    sources = {
+        str(path.relative_to(SOURCES))
+        for folder in folders
+        for path in (SOURCES / folder).rglob("*")
+        if path.is_file() and path.suffix not in (".pyc", ".so") and path.name != "_build_info.py"
+    }
+    assert not sources - distributed
+    assert not [name for name in distributed if name.endswith((".pyc", ".so"))]
 
 
 @compiled
