@@ -2,7 +2,7 @@
 # What only a machine with an NVIDIA GPU can show: builds the CUDA ops, tests them, runs them under compute-sanitizer
 # and benchmarks them. Unattended, without network, on the Python and the torch that are installed.
 #
-#   scripts/gpu_check.sh OUT [STAGE...]      stages: build tests sanitizer benchmarks; by default all
+#   scripts/gpu_check.sh OUT [STAGE...]      stages: build tests models sanitizer benchmarks; by default all
 #
 # OUT gets <stage>.log, and of the benchmarks a JSON file each and table.md. A failing stage does not keep the later ones
 # from running; the exit status tells whether all passed, and the last lines are a summary. Each stage may take ten
@@ -15,7 +15,7 @@
 #   MAX_JOBS, TORCH_CUDA_ARCH_LIST, CUDA_HOME   as for every build, see CONTRIBUTING.md
 set -Eeuo pipefail
 
-stages=(build tests sanitizer benchmarks)
+stages=(build tests models sanitizer benchmarks)
 python=${PYTHON:-python3}
 stage_seconds=${STAGE_SECONDS:-540}
 benchmarks=${BENCHMARKS:-bench_dgfe bench_dgfe_from_reconstruction bench_difference_map}
@@ -58,8 +58,9 @@ import importlib.util
 import sys
 
 stages = set(sys.argv[1:])
-modules = {"torch": stages, "setuptools": {"build"}, "ninja": {"build"}, "pytest": {"tests", "benchmarks"},
-           "hypothesis": {"tests"}, "pytest_benchmark": {"benchmarks"}}
+modules = {"torch": stages, "setuptools": {"build"}, "ninja": {"build"}, "pytest": {"tests", "models", "benchmarks"},
+           "hypothesis": {"tests"}, "torchvision": {"models"}, "pycocotools": {"models"},
+           "pytest_benchmark": {"benchmarks"}}
 missing = [name.replace("_", "-") for name, users in modules.items() if users & stages
            and importlib.util.find_spec(name) is None]
 problems = []
@@ -115,13 +116,21 @@ run_build() {
 }
 
 # The ids of all cases on CUDA have "cuda" in them, as has tests/ops/test_cuda.py.
-run_tests() {
+cuda_tests() {
   need_cuda_ops
-  "$python" -m pytest tests/ops -m "not slow" -k cuda -q -p no:cacheprovider --durations 15
-  if ! grep -Eq '[1-9][0-9]* passed' "$out/tests.log"; then
+  "$python" -m pytest "tests/$1" -m "not slow" -k cuda -q -p no:cacheprovider --durations 15
+  if ! grep -Eq '[1-9][0-9]* passed' "$out/$GPU_CHECK_STAGE.log"; then
     echo "no test ran on the GPU: all were skipped"
     return 1
   fi
+}
+
+run_tests() {
+  cuda_tests ops
+}
+
+run_models() {
+  cuda_tests models
 }
 
 # Nothing is filtered by kernel: initcheck has to see PyTorch's kernels write what srtod's read. Without PyTorch's cache
@@ -193,7 +202,7 @@ if wants benchmarks && [[ -s $out/table.md ]]; then
   head -n 40 "$out/table.md"
 fi
 echo "=== summary"
-for stage in tests benchmarks; do
+for stage in tests models benchmarks; do
   wants "$stage" && grep -E '[0-9]+ (passed|failed|skipped).* in ' "$out/$stage.log" | tail -n 1 | sed "s/^/$stage: /"
 done || true
 printf '%s\n' "${summary[@]}"
