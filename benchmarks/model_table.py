@@ -28,6 +28,7 @@ import torch
 import torchvision
 from torch.utils.flop_counter import FlopCounterMode
 
+import srtod
 from srtod.info import environment
 from srtod.models import DETECTORS, Detector, build_detector
 
@@ -142,8 +143,8 @@ def _header(options: argparse.Namespace) -> list[str]:
     memory = "allocated on the GPU" if options.device == "cuda" else "resident beyond the empty program"
     conditions = (
         f"{options.backbone}, {options.channels} channels, one {options.size}x{options.size} image, float32; {device}; "
-        f"torch {torch.__version__}, torchvision {torchvision.__version__}, commit {_commit()}. Time: median of "
-        f"{options.repeats}; memory: the most {memory}, weights included."
+        f"torch {torch.__version__}, torchvision {torchvision.__version__}, srtod {srtod.__version__} ({_commit()}). "
+        f"Time: median of {options.repeats}; memory: the most {memory}, weights included."
     )
     heads = ["detector", "SR-TOD", "parameters (M)", "GMAC", "time (ms)", "peak memory (MB)"]
     return [conditions, "", f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
