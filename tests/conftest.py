@@ -8,10 +8,15 @@ from pathlib import Path
 import pytest
 import torch
 
+DEVICES = [
+    pytest.param("cpu"),
+    pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")),
+]
 
-@pytest.fixture(params=["cpu", *(["cuda"] if torch.cuda.is_available() else [])])
+
+@pytest.fixture(params=DEVICES)
 def device(request: pytest.FixtureRequest) -> torch.device:
-    """Each device of this machine in turn."""
+    """Each device in turn, skipped where this machine has none."""
     return torch.device(request.param)
 
 
