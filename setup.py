@@ -145,7 +145,7 @@ def compiled_parts() -> dict:
         )
     ]
     built = {
-        "version": runpy.run_path(str(ROOT / "srtod/__init__.py"))["__version__"],
+        "version": runpy.run_path(str(ROOT / "srtod/_version.py"))["__version__"],
         "torch": str(torch.__version__),
         "cuda": "",
         "architectures": "",

@@ -9,16 +9,26 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-import srtod
+from srtod._version import __version__
 
 INSTRUCTION_SETS = ("avx2", "fma", "avx512f", "avx512_bf16", "avx512_fp16", "amx_bf16")
-DEPENDENCIES = ("torchvision", "lightning", "numpy", "pillow", "pycocotools", "pyyaml", "tensorboard")
+DEPENDENCIES = (
+    "torchvision",
+    "lightning",
+    "matplotlib",
+    "numpy",
+    "pillow",
+    "pycocotools",
+    "pyyaml",
+    "tensorboard",
+    "tqdm",
+)
 
 
 def environment() -> dict[str, str]:
     """Everything a maintainer asks first, as name -> text, in printing order."""
     lines = {
-        "srtod": f"{srtod.__version__} in {Path(srtod.__file__).parent}",
+        "srtod": f"{__version__} in {Path(__file__).parent}",
         "python": f"{platform.python_version()} ({sys.executable})",
         "system": platform.platform(),
         "processor": _processor(),

@@ -193,7 +193,7 @@ def test_a_torch_that_is_too_old_is_named(bare_copy: Path) -> None:
 @compiled
 def test_a_library_of_another_version_is_not_loaded(bare_copy: Path) -> None:
     (bare_copy / "srtod/_cpu.abi3.so").touch()
-    (bare_copy / "srtod/__init__.py").write_text('__version__ = "99.0"')
+    (bare_copy / "srtod/_version.py").write_text('__version__ = "99.0"')
     messages, fused = call_twice(bare_copy)
     assert not fused
     assert f"was built for srtod {srtod.__version__}, and this is 99.0" in messages[0]

@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from srtod import __version__
+from srtod._version import __version__
 
 _PACKAGE = Path(__file__).resolve().parents[1]
 _OLDEST_TORCH = "2.11"
