@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TextIO
+from typing import IO, Any
 
 __all__ = ["replacing", "run"]
 
@@ -24,10 +24,11 @@ def run(main: Callable[[], None]) -> None:
 
 
 @contextmanager
-def replacing(path: str | Path) -> Iterator[TextIO]:
-    """A text file that takes the place of `path` once all of it is written; after an error `path` is as it was.
+def replacing(path: str | Path, *, binary: bool = False) -> Iterator[IO[Any]]:
+    """A file that takes the place of `path` once all of it is written; after an error `path` is as it was.
 
-    It is opened on entry, so that a long computation inside does not end at a folder that cannot be written to.
+    It holds UTF-8 text, or bytes if `binary`. It is opened on entry, so that a long computation inside does not end at
+    a folder that cannot be written to.
 
     Raises:
         OSError: if the folder of `path` is missing or not writable, or `path` is a folder.
@@ -39,7 +40,7 @@ def replacing(path: str | Path) -> Iterator[TextIO]:
         raise FileNotFoundError(f"cannot write {path}: the folder {path.parent} does not exist; make it first")
     temporary = path.with_name(f"{path.name}.part")
     try:
-        with temporary.open("w", encoding="utf-8") as file:
+        with temporary.open("wb" if binary else "w", encoding=None if binary else "utf-8") as file:
             yield file
         temporary.replace(path)
     except BaseException:

@@ -1,17 +1,26 @@
 """Data sets and transforms: `(image, target)` samples in torchvision's detection convention."""
 
-from .coco import CocoDataset, read_coco, read_image
+from .coco import CocoDataset, read_coco
 from .detection import DetectionDataset, Sample, Target, collate
+from .image import ImageError, decode_picture, image_size, list_images, read_image
+from .layouts import DataFolder, Split, open_folder
 from .swarm import SwarmDataset
 from .transforms import training_transforms
 
 __all__ = [
     "CocoDataset",
+    "DataFolder",
     "DetectionDataset",
+    "ImageError",
     "Sample",
+    "Split",
     "SwarmDataset",
     "Target",
     "collate",
+    "decode_picture",
+    "image_size",
+    "list_images",
+    "open_folder",
     "read_coco",
     "read_image",
     "training_transforms",

@@ -1,4 +1,4 @@
-"""COCO-format data sets: the reader, its checks, and the image decoder.
+"""COCO-format data sets: the reader and its checks.
 
 Everything about a set that can be wrong is looked at once, when it is opened, so that a training run does not stop
 hours later on one bad line. Only the pixels wait until an image is asked for.
@@ -17,13 +17,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from PIL import Image, ImageOps
 from torch import Tensor
 
 from .detection import DetectionDataset, Sample, Target
+from .image import read_image
 
-__all__ = ["CocoDataset", "check_box", "field", "read_coco", "read_image", "read_json"]
+__all__ = ["CocoDataset", "check_box", "field", "first", "read_coco", "read_json"]
 
 NAMED = 5
 """How many of the offending files or boxes a message names."""
@@ -36,7 +35,8 @@ class CocoDataset(DetectionDataset):
     categories in another order agree. Images without annotations are kept as negatives, with boxes [0, 4].
 
     Training targets are cleaned: boxes are clipped to their image; boxes with no area left (zero-size, or wholly
-    outside) are dropped, with one warning that counts and names them; crowd regions (`iscrowd`) are left out.
+    outside) are dropped, with one warning that counts and names them. Crowd regions (`iscrowd`) are no objects but the
+    target's `ignore` regions, whatever their category; one that is annotated for several categories is there once.
     `ground_truth` is the file as it is, crowd regions and dropped boxes included, so that a score here equals one
     computed from the file.
 
@@ -45,11 +45,12 @@ class CocoDataset(DetectionDataset):
         images: folder that each image's `file_name` is relative to.
         transforms: called as `transforms(image, target)` on every sample.
         allow_empty: accept a set without a single box to train on (for prediction or timing).
+        name: what messages call the set; by default the JSON file.
 
     Raises:
         FileNotFoundError: if the JSON file, the folder or any image file is missing.
-        ValueError: if the file is not COCO detection data (see `read_coco`), an annotation id occurs twice, an image
-            has no `file_name`, `width` or `height`, or no box is left to train on.
+        ValueError: if the file is not COCO detection data (see `read_coco`), an annotation id or a file name occurs
+            twice, an image has no `file_name`, `width` or `height`, or no box is left to train on.
     """
 
     def __init__(
@@ -59,16 +60,17 @@ class CocoDataset(DetectionDataset):
         transforms: Callable[[Tensor, Target], Sample] | None = None,
         *,
         allow_empty: bool = False,
+        name: str | None = None,
     ) -> None:
-        self._ground_truth = read_coco(annotations)
-        self._source = _name(annotations)
+        self._source = name or _name(annotations)
+        self._ground_truth = read_coco(annotations, name=self._source)
         self._folder = Path(images)
         self.transforms = transforms
         categories = sorted(self._ground_truth["categories"], key=lambda category: category["id"])
         self.category_ids = [category["id"] for category in categories]
         self.class_names = [str(category.get("name", category["id"])) for category in categories]
         self._check_images()
-        self._boxes, self._labels = self._clean_annotations()
+        self._boxes, self._labels, self._ignore = self._clean_annotations()
         if not allow_empty and not any(len(labels) for labels in self._labels.values()):
             raise ValueError(
                 f"{self._source} has no box to train on; pass a file with annotations, or allow_empty=True"
@@ -96,13 +98,19 @@ class CocoDataset(DetectionDataset):
                 f"{path} is {width}x{height} pixels, but {self._source} says {entry['width']}x{entry['height']}; "
                 "its boxes would be misplaced, so correct the file or the annotations"
             )
-        return self._sample(image, self._boxes[entry["id"]], self._labels[entry["id"]], entry["id"], entry["file_name"])
+        boxes, labels, ignore = (arrays[entry["id"]] for arrays in (self._boxes, self._labels, self._ignore))
+        return self._sample(image, boxes, labels, entry["id"], entry["file_name"], ignore)
 
     def _check_images(self) -> None:
         entries = self._ground_truth["images"]
+        position: dict[str, int] = {}
         for index, entry in enumerate(entries):
             where = f"{self._source}: images[{index}]"
-            field(entry, "file_name", str, where)
+            earlier = position.setdefault(field(entry, "file_name", str, where), index)
+            if earlier != index:
+                raise ValueError(
+                    f"{where}: file_name {entry['file_name']!r} is that of images[{earlier}] too; list each image once"
+                )
             for key in ("width", "height"):
                 if field(entry, key, Integral, where) < 1:
                     raise ValueError(f"{where}: {key!r} must be at least 1 pixel, got {entry[key]}")
@@ -114,15 +122,16 @@ class CocoDataset(DetectionDataset):
         if missing:
             raise FileNotFoundError(
                 f"{len(missing)} of {len(entries)} images of {self._source} are missing from {self._folder}: "
-                f"{_first(missing)}"
+                f"{first(missing)}"
             )
 
-    def _clean_annotations(self) -> tuple[dict[int, np.ndarray], dict[int, np.ndarray]]:
-        """Boxes float32 [M, 4] (x1, y1, x2, y2) and labels int64 [M] to train on, by image id."""
+    def _clean_annotations(self) -> tuple[dict[int, np.ndarray], dict[int, np.ndarray], dict[int, np.ndarray]]:
+        """By image id: boxes float32 [M, 4] (x1, y1, x2, y2), labels int64 [M] and ignore regions."""
         label_of = {category: label for label, category in enumerate(self.category_ids, start=1)}
         limits = {image["id"]: (image["width"], image["height"]) * 2 for image in self._ground_truth["images"]}
         boxes: dict[int, list[np.ndarray]] = defaultdict(list)
         labels: dict[int, list[int]] = defaultdict(list)
+        ignore: dict[int, dict[tuple[float, ...], None]] = defaultdict(dict)  # a set that keeps its order
         dropped = []
         seen = set()
         for index, annotation in enumerate(self._ground_truth["annotations"]):
@@ -132,63 +141,36 @@ class CocoDataset(DetectionDataset):
                     f"{self._source}: annotations[{index}]: id {identity} occurs twice; ids must be unique"
                 )
             seen.add(identity)
-            if annotation.get("iscrowd"):
-                continue
             image = annotation["image_id"]
             x, y, width, height = annotation["bbox"]
             # In float32 as they are trained on: a sliver that rounds to nothing is dropped too.
             box = np.array([x, y, x + width, y + height], dtype=np.float32).clip(0, limits[image])
-            if box[2] > box[0] and box[3] > box[1]:
+            if not (box[2] > box[0] and box[3] > box[1]):
+                dropped.append(identity)
+            elif annotation.get("iscrowd"):
+                ignore[image][tuple(box.tolist())] = None
+            else:
                 boxes[image].append(box)
                 labels[image].append(label_of[annotation["category_id"]])
-            else:
-                dropped.append(identity)
         if dropped:
             warnings.warn(
                 f"{self._source}: left out {len(dropped)} of {len(seen)} boxes, which have no area inside their image "
-                f"(annotation ids {_first(dropped)})",
+                f"(annotation ids {first(dropped)})",
                 stacklevel=3,
             )
         return (
             {image: np.array(boxes[image], dtype=np.float32).reshape(-1, 4) for image in limits},
             {image: np.array(labels[image], dtype=np.int64) for image in limits},
+            {image: np.array(list(ignore[image]), dtype=np.float32).reshape(-1, 4) for image in limits},
         )
 
 
-def read_image(path: str | Path) -> Tensor:
-    """Decode an image file to float32 [3, H, W] in [0, 1], RGB.
-
-    Grey is repeated to three channels; 16-bit grey is divided by 65535; palette and CMYK images are converted to RGB;
-    transparency is dropped, as OpenCV and most detection code do; the EXIF orientation is applied, as every viewer
-    does. Pillow decodes, because torchvision needs it anyway and its modes tell all of these apart.
-
-    Raises:
-        FileNotFoundError: if there is no such file.
-        ValueError: if the file is not an image, is truncated, or holds values without a known range (32-bit, float).
-    """
-    try:
-        with Image.open(path) as file:
-            picture = ImageOps.exif_transpose(file)
-            if picture.mode == "F":
-                raise ValueError("floating-point pixels have no known range")
-            if not picture.mode.startswith("I"):
-                pixels = torch.from_numpy(np.array(picture.convert("RGB")))
-                return pixels.permute(2, 0, 1).to(torch.float32, memory_format=torch.contiguous_format).div_(255)
-            grey = np.array(picture).astype(np.int64)
-            if grey.min() < 0 or grey.max() > 65535:
-                raise ValueError("32-bit pixels have no known range")
-            return torch.from_numpy(grey).to(torch.float32).div_(65535).expand(3, -1, -1).contiguous()
-    except FileNotFoundError:
-        raise FileNotFoundError(f"the image {path} does not exist") from None
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # Pillow raises all four
-        raise ValueError(f"{path} cannot be read as an image ({error}); replace it or save it as 8-bit PNG") from error
-
-
-def read_coco(source: str | Path | Mapping[str, Any]) -> dict[str, Any]:
+def read_coco(source: str | Path | Mapping[str, Any], *, name: str | None = None) -> dict[str, Any]:
     """Read and check COCO detection data, as far as training and evaluation both need it.
 
     Args:
         source: a JSON file, or its content as a dict.
+        name: what messages call it; by default the JSON file.
 
     Returns:
         The content: `images`, `annotations` (boxes [x, y, width, height] in pixels) and `categories`.
@@ -200,7 +182,7 @@ def read_coco(source: str | Path | Mapping[str, Any]) -> dict[str, Any]:
             wrong type; an image or category id occurs twice; an annotation names an unknown image or category; a box
             is not four finite numbers, or has a negative size or area.
     """
-    name = _name(source)
+    name = name or _name(source)
     if isinstance(source, (str, Path)):
         content = read_json(source)
     elif isinstance(source, Mapping):
@@ -250,7 +232,10 @@ def check_box(entry: Any, image_ids: set[int], category_ids: set[int], where: st
     """
     for key, known in (("image_id", image_ids), ("category_id", category_ids)):
         if field(entry, key, Integral, where) not in known:
-            raise ValueError(f"{where}: {key!r} {entry[key]} is not among the ids of the ground truth")
+            raise ValueError(
+                f"{where}: {key!r} {entry[key]} is not among the ids of the ground truth; list it there, or leave this "
+                "entry out"
+            )
     box = field(entry, "bbox", (Sequence, np.ndarray), where)
     if len(box) != 4 or not all(isinstance(value, Real) and math.isfinite(value) for value in box):
         raise ValueError(f"{where}: 'bbox' must be four finite numbers [x, y, width, height], got {reprlib.repr(box)}")
@@ -291,6 +276,7 @@ def _name(source: Any) -> str:
     return str(source) if isinstance(source, (str, Path)) else "the COCO data"
 
 
-def _first(items: Iterable[Any]) -> str:
+def first(items: Iterable[Any]) -> str:
+    """The first five of some offenders, for a message that counts them."""
     items = [str(item) for item in items]
     return ", ".join(items[:NAMED]) + (", ..." if len(items) > NAMED else "")

@@ -25,6 +25,8 @@ class DetectionDataset(Dataset[Sample], ABC):
 
     - `boxes`: float32 `tv_tensors.BoundingBoxes` [M, 4], (x1, y1, x2, y2) in pixels,
     - `labels`: int64 [M] in 1..K,
+    - `ignore`: float32 `tv_tensors.BoundingBoxes` [R, 4], (x1, y1, x2, y2) in pixels: regions where nothing counts, for
+      what is there was not annotated one by one; R may be 0,
     - `image_id`: int, the image's id in the ground truth,
     - `file_name`: str.
 
@@ -56,19 +58,24 @@ class DetectionDataset(Dataset[Sample], ABC):
         labels: np.ndarray,  # int [M]
         image_id: int,
         file_name: str,
+        ignore: np.ndarray,  # float [R, 4], (x1, y1, x2, y2) in pixels
     ) -> Sample:
         """The sample of one image, transformed."""
         canvas_size = (image.shape[-2], image.shape[-1])
         target = {
-            "boxes": tv_tensors.BoundingBoxes(
-                torch.as_tensor(boxes, dtype=torch.float32).reshape(-1, 4), format="XYXY", canvas_size=canvas_size
-            ),
+            "boxes": _bounding_boxes(boxes, canvas_size),
             "labels": torch.as_tensor(labels, dtype=torch.int64),
+            "ignore": _bounding_boxes(ignore, canvas_size),
             "image_id": image_id,
             "file_name": file_name,
         }
         image = tv_tensors.Image(image)
         return (image, target) if self.transforms is None else self.transforms(image, target)
+
+
+def _bounding_boxes(boxes: np.ndarray, canvas_size: tuple[int, int]) -> tv_tensors.BoundingBoxes:
+    values = torch.as_tensor(boxes, dtype=torch.float32).reshape(-1, 4)
+    return tv_tensors.BoundingBoxes(values, format="XYXY", canvas_size=canvas_size)
 
 
 def collate(batch: list[Sample]) -> tuple[list[Tensor], list[Target]]:

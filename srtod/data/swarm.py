@@ -105,7 +105,7 @@ class SwarmDataset(DetectionDataset):
         pixels = _picture(self._random(index, "picture"), self.size, drones)
         image = torch.from_numpy(pixels).permute(2, 0, 1).to(torch.float32, memory_format=torch.contiguous_format)
         labels = np.ones(len(boxes), dtype=np.int64)
-        return self._sample(image.div_(255), boxes, labels, index + 1, self._file_name(index))
+        return self._sample(image.div_(255), boxes, labels, index + 1, self._file_name(index), ignore=np.empty((0, 4)))
 
     def _file_name(self, index: int) -> str:
         return f"swarm_{self.seed}_{index:05d}.png"

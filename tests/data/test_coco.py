@@ -15,8 +15,9 @@ import pytest
 import torch
 from PIL import Image
 from torchvision import tv_tensors
+from torchvision.transforms import v2
 
-from srtod.data import CocoDataset, collate, read_coco, read_image
+from srtod.data import CocoDataset, collate, image_size, list_images, read_coco, read_image
 from srtod.evaluation import evaluate_detections
 
 WIDTH, HEIGHT = 40, 30
@@ -145,11 +146,38 @@ def test_many_dropped_boxes_are_counted_and_five_named(content: Content, folder:
         CocoDataset(content, folder)
 
 
-def test_crowd_regions_are_scored_but_not_trained_on(content: Content, folder: Path) -> None:
+def test_crowd_regions_are_scored_and_ignored_in_training(content: Content, folder: Path) -> None:
     content["annotations"][0]["iscrowd"] = 1
     data = CocoDataset(content, folder)
-    assert data[0][1]["labels"].tolist() == [1]
+    target = data[0][1]
+    assert target["labels"].tolist() == [1]
+    ignore = target["ignore"]
+    assert isinstance(ignore, tv_tensors.BoundingBoxes)
+    assert (ignore.format.value, ignore.canvas_size, ignore.dtype) == ("XYXY", (HEIGHT, WIDTH), torch.float32)
+    assert ignore.tolist() == [[2.5, 3, 6.5, 8]]
+    assert data[1][1]["ignore"].shape == (0, 4)
     assert data.ground_truth["annotations"][0]["iscrowd"] == 1
+
+
+def test_ignore_regions_are_clipped_and_there_once(content: Content, folder: Path) -> None:
+    for identity, category, box in ((10, 9, [-2, 20, 9, 99]), (11, 4, [-2, 20, 9, 99]), (12, 4, [0, 0, 1, 1])):
+        content["annotations"].append(annotation(identity, 5, category, box, iscrowd=1))
+    data = CocoDataset(content, folder)
+    assert data[0][1]["ignore"].tolist() == [[0, 20, 7, HEIGHT], [0, 0, 1, 1]]
+    assert len(data[0][1]["boxes"]) == 2
+
+
+def test_ignore_regions_without_area_are_dropped_with_the_boxes(content: Content, folder: Path) -> None:
+    content["annotations"].append(annotation(77, 5, 9, [5, 5, 0, 4], iscrowd=1))
+    with pytest.warns(UserWarning, match=r"left out 1 of 3 boxes.*\(annotation ids 77\)"):
+        data = CocoDataset(content, folder)
+    assert data[0][1]["ignore"].shape == (0, 4)
+
+
+def test_ignore_regions_are_flipped_with_the_image(content: Content, folder: Path) -> None:
+    content["annotations"][0]["iscrowd"] = 1
+    _, target = CocoDataset(content, folder, v2.RandomHorizontalFlip(1.0))[0]
+    assert target["ignore"].tolist() == [[WIDTH - 6.5, 3, WIDTH - 2.5, 8]]
 
 
 @pytest.mark.parametrize("left", ["none", "crowd", "outside"])
@@ -198,12 +226,13 @@ def edit(*path: Any, to: Any = ...) -> Callable[[Content], None]:
         (edit("images", 1, to=7), r"images\[1\] must be a JSON object, got int"),
         (edit("images", 1, "file_name"), r"images\[1\] has no 'file_name'"),
         (edit("images", 1, "file_name", to=1), r"images\[1\]: 'file_name' must be text"),
+        (edit("images", 1, "file_name", to="a.png"), r"images\[1\]: file_name 'a.png' is that of images\[0\] too"),
         (edit("images", 1, "width"), r"images\[1\] has no 'width'"),
         (edit("images", 1, "height", to=0), r"images\[1\]: 'height' must be at least 1 pixel, got 0"),
         (edit("images", 1, "height", to=None), r"images\[1\]: 'height' must be an integer, got None"),
         (edit("categories", 0, "id", to=4), r"categories\[1\]: id 4 occurs twice"),
         (edit("annotations", 1, "id", to=1), r"annotations\[1\]: id 1 occurs twice"),
-        (edit("annotations", 1, "image_id", to=99), r"annotations\[1\]: 'image_id' 99 is not among"),
+        (edit("annotations", 1, "image_id", to=99), r"annotations\[1\]: 'image_id' 99 is not among .*; list it"),
         (edit("annotations", 1, "image_id"), r"annotations\[1\] has no 'image_id'"),
         (edit("annotations", 1, "category_id", to=99), r"annotations\[1\]: 'category_id' 99 is not among"),
         (edit("annotations", 1, "category_id", to=True), r"annotations\[1\]: 'category_id' must be an integer"),
@@ -241,6 +270,12 @@ def test_bad_json(folder: Path, text: str, message: str) -> None:
 def test_binary_instead_of_json(folder: Path) -> None:
     with pytest.raises(ValueError, match=r"a\.png is not a text file"):
         CocoDataset(folder / "a.png", folder)
+
+
+def test_messages_use_the_given_name(content: Content, folder: Path) -> None:
+    content["images"][0]["file_name"] = "gone.png"
+    with pytest.raises(FileNotFoundError, match=r"1 of 2 images of my set are missing"):
+        CocoDataset(content, folder, name="my set")
 
 
 def test_missing_json(folder: Path) -> None:
@@ -365,6 +400,41 @@ def test_exif_orientation_is_applied(tmp_path: Path) -> None:
     image = read_image(tmp_path / "a.png")
     assert image.shape == (3, 4, 3)
     np.testing.assert_allclose(image[0].numpy(), np.rot90(RAMP, -1), atol=0.6 / 255)
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg", "tif", "webp"])
+@pytest.mark.parametrize("orientation", [1, 3, 6])
+def test_image_size_is_that_of_the_decoded_image(tmp_path: Path, suffix: str, orientation: int) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    path = tmp_path / f"a.{suffix}"
+    grey8().save(path, exif=exif)
+    width, height = image_size(path)
+    assert read_image(path).shape == (3, height, width)
+
+
+def test_image_size_reads_the_header_alone(tmp_path: Path) -> None:
+    path = tmp_path / "a.png"
+    Image.new("RGB", (400, 300)).save(path)
+    path.write_bytes(path.read_bytes()[:60])
+    assert image_size(path) == (400, 300)
+    with pytest.raises(ValueError, match=r"a.png cannot be read as an image"):
+        read_image(path)
+
+
+def test_image_size_of_what_is_no_image(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_text("text")
+    with pytest.raises(ValueError, match=r"a.png cannot be read as an image"):
+        image_size(tmp_path / "a.png")
+    with pytest.raises(FileNotFoundError, match=r"the image .*b.png does not exist"):
+        image_size(tmp_path / "b.png")
+
+
+def test_images_are_listed_in_order(tmp_path: Path) -> None:
+    (tmp_path / "b").mkdir()
+    for name in ("c.png", "b/a.JPG", "a.jpeg", "notes.txt", ".hidden.png", "mask.npy"):
+        (tmp_path / name).touch()
+    assert list_images(tmp_path) == [tmp_path / "a.jpeg", tmp_path / "b/a.JPG", tmp_path / "c.png"]
 
 
 # --- Real sets -------------------------------------------------------------------------------------------------------

@@ -1,0 +1,198 @@
+"""YOLO sets (https://docs.ultralytics.com/datasets/detect): data.yaml, and a text file of boxes for each image."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from .coco import first
+from .conversion import Conversion, text_lines
+from .image import list_images
+
+__all__ = ["find_yolo", "read_yolo"]
+
+SPLITS = ("train", "val", "test")
+
+_ROUNDING = 1e-4
+"""How far beyond [0, 1] a coordinate may be: less than half a pixel, by the rounding of whoever wrote the labels."""
+
+
+def find_yolo(path: str | Path) -> dict[str, Path]:
+    """The splits that a YOLO set has, each with the data.yaml that tells of it.
+
+    Args:
+        path: the file, or the folder that holds `data.yaml` or `data.yml`.
+
+    Returns:
+        The splits that the file has, of train, val and test; none, if there is no such file.
+
+    Raises:
+        ValueError: if the file is not valid (see `read_yolo`), or there are two.
+    """
+    path = Path(path)
+    files = [path] if path.is_file() else [file for file in (path / "data.yaml", path / "data.yml") if file.is_file()]
+    if len(files) > 1:
+        raise ValueError(f"{path} has both data.yaml and data.yml; pass the one that is meant")
+    return {split: file for file in files for split in _read_yaml(file)[1]}
+
+
+def read_yolo(path: str | Path, split: str) -> Conversion:
+    """Read one split of a YOLO set.
+
+    `train`, `val` and `test` in the YAML file are each a folder of images (subfolders included), a text file that lists
+    images relative to itself, or a list of these; they are relative to `path`, and that to the YAML file. As exports
+    often have it, `../train/images` may also mean `train/images`. `names` lists the classes; `nc` may tell how many.
+
+    The labels of an image are in the text file of its path with the last folder `images` replaced by `labels`, or
+    beside the image where no folder is called `images`; an image without one has no objects. A line is `class cx cy
+    width height`, or `class x1 y1 x2 y2 x3 y3 ...`, a polygon, of which the box is taken; all in [0, 1] of the image's
+    size, as it is shown. Class k has the category id k + 1. Boxes without an area are dropped and counted.
+
+    Args:
+        path: data.yaml.
+        split: train, val or test.
+
+    Returns:
+        The set as COCO data, the innermost folder that holds all of its images, and the count of dropped boxes.
+
+    Raises:
+        FileNotFoundError: if a folder, a list or an image of a list is missing, there is no image, or no image at all
+            has a label file.
+        ValueError: if the YAML file or a label is malformed, two images share a label file, or an image file is no
+            image.
+    """
+    path = Path(path)
+    class_names, sources = _read_yaml(path)
+    if split not in sources:
+        raise ValueError(f"{path} has no split {split!r}; it has {', '.join(sources)}")
+    images = [image for source in sources[split] for image in _images_of(source, path)]
+    if not images:
+        raise FileNotFoundError(f"{path}: {split!r} has no images; looked in {first(sources[split])}")
+    labels = _label_files(images)
+    if not any(label.is_file() for label in labels):
+        raise FileNotFoundError(
+            f"{path}: none of the {len(images)} images of {split!r} has a label file; looked for {labels[0]} for "
+            f"{images[0].name}"
+        )
+    folder = Path(os.path.commonpath([image.parent for image in images]))
+    conversion = Conversion(path, folder, dict(enumerate(class_names, start=1)))
+    for image, label in zip(images, labels, strict=True):
+        entry = conversion.add_image(image)
+        for number, line in text_lines(label) if label.is_file() else ():
+            kind, box = _parse(line, len(class_names), f"{label}: line {number}")
+            x, y, width, height = box
+            pixels = [x * entry["width"], y * entry["height"], width * entry["width"], height * entry["height"]]
+            conversion.add_object(entry, kind + 1, pixels)
+    return conversion
+
+
+def _read_yaml(path: Path) -> tuple[list[str], dict[str, list[Path]]]:
+    """The class names of a YAML file, and where the images of each split are."""
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not valid YAML ({' '.join(str(error).split())})") from None
+    if not isinstance(content, Mapping):
+        raise ValueError(f"{path} must have the keys names and train, val or test, got {type(content).__name__}")
+    names = _class_names(content, path)
+    root = path.parent
+    if content.get("path"):
+        root /= str(content["path"])
+        if not root.is_dir():
+            raise FileNotFoundError(
+                f"{path}: 'path' is {content['path']!r}, but {root} does not exist; correct it, or remove it if the "
+                "images are beside the file"
+            )
+    sources: dict[str, list[Path]] = {}
+    for split in SPLITS:
+        given = content.get(split)
+        if not given:  # an empty `test:` is common
+            continue
+        parts = given if isinstance(given, list) else [given]
+        if not all(isinstance(part, str) for part in parts):
+            raise ValueError(f"{path}: {split!r} must be a folder, a list of images, or a list of these, got {given!r}")
+        sources[split] = [_existing(root, part, f"{path}: {split!r}") for part in parts]
+    if not sources:
+        raise ValueError(f"{path} has none of the splits {', '.join(SPLITS)}; add one, such as `train: images/train`")
+    return names, sources
+
+
+def _class_names(content: Mapping[str, Any], path: Path) -> list[str]:
+    names = content.get("names")
+    if isinstance(names, Mapping):
+        if sorted(map(str, names)) != sorted(map(str, range(len(names)))):
+            raise ValueError(f"{path}: 'names' must number the classes 0, 1, 2, ..., got {first(names)}")
+        names = [name for _, name in sorted(names.items(), key=lambda item: int(item[0]))]
+    if not isinstance(names, list) or not names:
+        raise ValueError(f"{path}: 'names' must list the classes, as `names: [car, bus]` or `names: {{0: car}}`")
+    count = content.get("nc", len(names))
+    if count != len(names):
+        raise ValueError(f"{path}: 'nc' is {count!r}, but 'names' has {len(names)} classes; correct one of them")
+    return [str(name) for name in names]
+
+
+def _existing(root: Path, part: str, where: str) -> Path:
+    """A folder or file of a split, its path without `..`."""
+    tried = [root / part] + [root / part.removeprefix("../")] * part.startswith("../")
+    for place in tried:
+        if place.exists():
+            return Path(os.path.abspath(place))  # noqa: PTH100 (Path.resolve would follow links)
+    raise FileNotFoundError(f"{where} is {part!r}, but there is no {' or '.join(map(str, tried))}; correct it")
+
+
+def _images_of(source: Path, yaml_file: Path) -> list[Path]:
+    """The images of a folder, or of a text file that lists them, relative to itself."""
+    if source.is_dir():
+        return list_images(source)
+    if source.suffix != ".txt":
+        raise ValueError(f"{yaml_file}: {source} must be a folder of images, or a .txt file that lists images")
+    images = [Path(os.path.abspath(source.parent / line)) for _, line in text_lines(source)]  # noqa: PTH100
+    missing = [image for image in images if not image.is_file()]
+    if missing:
+        raise FileNotFoundError(f"{len(missing)} of {len(images)} images of {source} are missing: {first(missing)}")
+    return images
+
+
+def _label_files(images: list[Path]) -> list[Path]:
+    """The label file of each image."""
+    owner: dict[Path, Path] = {}
+    for image in images:
+        parts = list(image.with_suffix(".txt").parts)
+        if "images" in parts:
+            parts[len(parts) - 1 - parts[::-1].index("images")] = "labels"
+        label = Path(*parts)
+        if label in owner:
+            raise ValueError(
+                f"{image} is listed twice; list it once"
+                if owner[label] == image
+                else f"{owner[label]} and {image.name} share the label file {label}; rename one of them"
+            )
+        owner[label] = image
+    return list(owner)
+
+
+def _parse(line: str, classes: int, where: str) -> tuple[int, tuple[float, float, float, float]]:
+    """The class number of a label, and its box (x, y, width, height) in [0, 1]."""
+    try:
+        kind, *values = map(float, line.split())
+    except ValueError:
+        raise ValueError(f"{where}: {line!r} must be numbers `class cx cy width height`") from None
+    if len(values) != 4 and (len(values) < 6 or len(values) % 2):
+        raise ValueError(
+            f"{where} must be `class cx cy width height`, or a class and three or more corners x y, got "
+            f"{len(values) + 1} numbers"
+        )
+    if not kind.is_integer() or not 0 <= kind < classes:
+        raise ValueError(f"{where}: class {kind:g} is not one of the {classes} classes 0 to {classes - 1}")
+    for value in values:
+        if not -_ROUNDING <= value <= 1 + _ROUNDING:  # nan too
+            raise ValueError(f"{where}: {value:g} is outside [0, 1]; coordinates are shares of the image's size")
+    if len(values) == 4:
+        x, y, width, height = values
+        return int(kind), (x - width / 2, y - height / 2, width, height)
+    x, y = min(values[::2]), min(values[1::2])
+    return int(kind), (x, y, max(values[::2]) - x, max(values[1::2]) - y)
