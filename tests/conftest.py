@@ -29,3 +29,25 @@ def srtod_data() -> Path:
     if not Path(folder).is_dir():
         pytest.fail(f"SRTOD_DATA={folder} is not a folder")
     return Path(folder)
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint of a small untrained detector of two classes that finds something everywhere."""
+    from srtod.checkpoint import describe, write_checkpoint
+    from srtod.models import build_detector
+
+    torch.manual_seed(0)
+    model = {
+        "name": "faster_rcnn",
+        "num_classes": 3,
+        "backbone": "mobilenet_v2",
+        "channels": 16,
+        "min_size": None,
+        "score_threshold": 0.0,
+        "detections_per_image": 20,
+    }
+    weights = {f"detector.{name}": value for name, value in build_detector(**model).state_dict().items()}
+    path = tmp_path_factory.mktemp("checkpoint") / "a.ckpt"
+    write_checkpoint({"state_dict": weights, "srtod": describe(model, ["drone", "bird"], [3, 7])}, path)
+    return path

@@ -1,6 +1,6 @@
 """SR-TOD detectors and the parts they are made of."""
 
-from .assigners import ATSSAssigner, HierarchicalAssigner, MaxIoUAssigner
+from .assigners import ATSSAssigner, FCOSAssigner, HierarchicalAssigner, MaxIoUAssigner
 from .backbones import BACKBONES, Backbone, build_backbone
 from .boxes import BoxCoder
 from .build import DETECTORS, SelfReconstructionOptions, build_detector
@@ -25,6 +25,7 @@ __all__ = [
     "ConvAWS2d",
     "DetectionTransform",
     "Detector",
+    "FCOSAssigner",
     "FCOSHead",
     "HierarchicalAssigner",
     "ImageReconstruction",

@@ -83,9 +83,9 @@ def scale_boxes(
 ) -> Tensor:
     """Boxes `[..., 4]` with the same centres and sides `ratio` times as long; the input is left as it is."""
     boxes = at_least_float32(boxes)
-    centres = (boxes[..., :2] + boxes[..., 2:]) / 2
+    middles = centres(boxes)
     half_sides = (boxes[..., 2:] - boxes[..., :2]) * (ratio / 2)
-    return torch.cat((centres - half_sides, centres + half_sides), dim=-1)
+    return torch.cat((middles - half_sides, middles + half_sides), dim=-1)
 
 
 def gaussian_kl(
@@ -205,6 +205,24 @@ def _windows(module: nn.Module) -> Iterator[_Window]:
 
 def _first(size: int | tuple[int, ...]) -> int:
     return size if isinstance(size, int) else size[0]
+
+
+def centres(boxes: Tensor) -> Tensor:
+    """The centres (x, y) of boxes `[..., 4]`: `[..., 2]`."""
+    return (boxes[..., :2] + boxes[..., 2:]) / 2
+
+
+def areas(boxes: Tensor) -> Tensor:
+    """The areas `[...]` of boxes `[..., 4]`."""
+    return (boxes[..., 2] - boxes[..., 0]) * (boxes[..., 3] - boxes[..., 1])
+
+
+def paired_iou(boxes: Tensor, others: Tensor) -> Tensor:
+    """IoU of boxes `[..., 4]` with others `[..., 4]`, element by element; torchvision has it for all pairs only."""
+    lower, upper = torch.maximum(boxes[..., :2], others[..., :2]), torch.minimum(boxes[..., 2:], others[..., 2:])
+    shared = (upper - lower).clamp(min=0)
+    intersection = shared[..., 0] * shared[..., 1]
+    return intersection / (areas(boxes) + areas(others) - intersection)
 
 
 def at_least_float32(x: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["check_images", "check_targets", "check_unit_range"]
+__all__ = ["check_image", "check_images", "check_targets", "check_unit_range"]
 
 
 def check_unit_range(image: Tensor, name: str) -> None:
@@ -39,17 +39,25 @@ def check_images(images: Sequence[Tensor]) -> None:
     if len(images) == 0:
         raise ValueError("images is empty; give at least one image [3, H, W]")
     for index, image in enumerate(images):
-        if not isinstance(image, Tensor) or not image.is_floating_point():
-            found = image.dtype if isinstance(image, Tensor) else type(image).__name__
-            raise TypeError(
-                f"images[{index}] must be a floating-point tensor with values in [0, 1], got {found}; convert it with "
-                f"torchvision.transforms.v2.functional.to_dtype(image, torch.float32, scale=True)"
-            )
-        if image.dim() != 3 or image.shape[0] != 3 or image.numel() == 0:
-            raise ValueError(
-                f"images[{index}] must be an RGB image [3, H, W] with at least one pixel, got {list(image.shape)}"
-            )
-        check_unit_range(image, f"images[{index}]")
+        check_image(image, f"images[{index}]")
+
+
+def check_image(image: Any, name: str) -> None:
+    """Checks an RGB image `[3, H, W]` with floating-point values in [0, 1].
+
+    Raises:
+        TypeError: if it is not a floating-point tensor.
+        ValueError: if it has another shape, no pixels or values outside [0, 1].
+    """
+    if not isinstance(image, Tensor) or not image.is_floating_point():
+        found = image.dtype if isinstance(image, Tensor) else type(image).__name__
+        raise TypeError(
+            f"{name} must be a floating-point tensor with values in [0, 1], got {found}; convert it with "
+            f"torchvision.transforms.v2.functional.to_dtype(image, torch.float32, scale=True)"
+        )
+    if image.dim() != 3 or image.shape[0] != 3 or image.numel() == 0:
+        raise ValueError(f"{name} must be an RGB image [3, H, W] with at least one pixel, got {list(image.shape)}")
+    check_unit_range(image, name)
 
 
 def check_targets(targets: Sequence[dict[str, Any]] | None, images: Sequence[Tensor], num_classes: int) -> None:
@@ -57,7 +65,8 @@ def check_targets(targets: Sequence[dict[str, Any]] | None, images: Sequence[Ten
 
     Args:
         targets: one dictionary an image: `boxes` `[M, 4]`, (x1, y1, x2, y2) in pixels of the image, floating-point, and
-            `labels` `[M]`, int64, from 1 to `num_classes - 1`.
+            `labels` `[M]`, int64, from 1 to `num_classes - 1`; optionally `ignore` `[K, 4]`, ignore regions, as boxes,
+            but their sides may be 0, as a crop leaves them.
         images: the images of the batch.
         num_classes: number of classes, background included.
 
@@ -73,20 +82,16 @@ def check_targets(targets: Sequence[dict[str, Any]] | None, images: Sequence[Ten
         missing = [key for key in ("boxes", "labels") if key not in target]
         if missing:
             raise ValueError(f"targets[{index}] must have the keys 'boxes' and 'labels', missing: {missing}")
-        _check_target(target["boxes"], target["labels"], f"targets[{index}]", num_classes)
+        _check_objects(target["boxes"], target["labels"], f"targets[{index}]", num_classes)
+        if "ignore" in target:
+            _check_ignore_regions(target["ignore"], f"targets[{index}]['ignore']")
 
 
-def _check_target(boxes: Any, labels: Any, name: str, num_classes: int) -> None:
-    if not isinstance(boxes, Tensor) or not boxes.is_floating_point():
-        found = boxes.dtype if isinstance(boxes, Tensor) else type(boxes).__name__
-        raise TypeError(f"{name}['boxes'] must be a floating-point tensor, got {found}")
+def _check_objects(boxes: Any, labels: Any, name: str, num_classes: int) -> None:
+    _check_layout(boxes, f"{name}['boxes']", "objects")
     if not isinstance(labels, Tensor) or labels.dtype != torch.int64:
         found = labels.dtype if isinstance(labels, Tensor) else type(labels).__name__
         raise TypeError(f"{name}['labels'] must be an int64 tensor, got {found}")
-    if boxes.dim() != 2 or boxes.shape[1] != 4:
-        raise ValueError(
-            f"{name}['boxes'] must have shape [M, 4], got {list(boxes.shape)}; without objects use torch.zeros(0, 4)"
-        )
     if labels.shape != boxes.shape[:1]:
         raise ValueError(
             f"{name} must have one label per box, got {len(boxes)} boxes and labels of shape {list(labels.shape)}"
@@ -106,3 +111,24 @@ def _check_target(boxes: Any, labels: Any, name: str, num_classes: int) -> None:
         f"{name}['labels'][{first}] must lie in 1 to {num_classes - 1}, got {int(labels[first])}; "
         f"0 is the background, which num_classes={num_classes} counts"
     )
+
+
+def _check_ignore_regions(regions: Any, name: str) -> None:
+    _check_layout(regions, name, "ignore regions")
+    good = regions.isfinite().all(dim=1) & (regions[:, 2:] >= regions[:, :2]).all(dim=1)
+    if not bool(good.all()):
+        first = int((~good).nonzero()[0])
+        raise ValueError(
+            f"{name}[{first}] must be finite with x1 <= x2 and y1 <= y2, got {regions[first].tolist()}; "
+            f"drop such regions from the data"
+        )
+
+
+def _check_layout(boxes: Any, name: str, content: str) -> None:
+    if not isinstance(boxes, Tensor) or not boxes.is_floating_point():
+        found = boxes.dtype if isinstance(boxes, Tensor) else type(boxes).__name__
+        raise TypeError(f"{name} must be a floating-point tensor, got {found}")
+    if boxes.dim() != 2 or boxes.shape[1] != 4:
+        raise ValueError(
+            f"{name} must have shape [M, 4], got {list(boxes.shape)}; without {content} use torch.zeros(0, 4)"
+        )

@@ -23,12 +23,20 @@ class ImageReconstruction(NamedTuple):
         reconstruction: the reconstruction in [0, 1], `[3, h, w]`.
         difference: the difference map in [0, 1], `[1, h, w]`.
         filter: the filter on the pyramid level, values 1 to 2, `[1, ceil(h / stride), ceil(w / stride)]`.
+        features: how strongly the level responds before its enhancement, of the filter's size: the mean over channels
+            of its absolute values. The level has no activation, so that its positive and negative values both carry
+            signal and would cancel in a plain mean. What the paper's Fig. 1 and 4 show of P2, it does not say.
+        enhanced: the same after the enhancement.
+        stride: stride of the pyramid level: 4 for P2, 8 for P3.
     """
 
     image: Tensor
     reconstruction: Tensor
     difference: Tensor
     filter: Tensor
+    features: Tensor
+    enhanced: Tensor
+    stride: int
 
 
 class Detector(nn.Module):
@@ -71,7 +79,8 @@ class Detector(nn.Module):
         Args:
             images: RGB images `[3, h, w]`, floating-point values in [0, 1], not normalised; sizes may differ.
             targets: needed in training mode: one dictionary an image with `boxes` `[M, 4]`, (x1, y1, x2, y2) in pixels
-                of the image, and `labels` `[M]`, int64, 1 to `num_classes - 1`. M may be 0.
+                of the image, and `labels` `[M]`, int64, 1 to `num_classes - 1`. M may be 0. Optional is `ignore`
+                `[K, 4]`, regions in pixels of the image where nothing is learnt as background, as crowds.
 
         Returns:
             In training mode the losses, `[]` each; self-reconstruction adds `loss_reconstruction`. Otherwise one
@@ -116,16 +125,30 @@ class Detector(nn.Module):
         batch, pixels, _ = self.transform(images)
         features = next(iter(self.neck(self.backbone(batch.tensors)).values()))
         size = (features.shape[-2], features.shape[-1])
-        _, output = self.self_reconstruction(features, pixels, batch.image_sizes)
+        before = _strength(features)  # measured first: the enhancement may overwrite the features
+        enhanced, output = self.self_reconstruction(features, pixels, batch.image_sizes)
+        after = _strength(enhanced)
         reconstructions = output.reconstruction
         filters = self.self_reconstruction.filter(output.difference, size)
         stride = self.self_reconstruction.reconstruction_head.scale
-        return [
-            ImageReconstruction(
-                image=pixels[index, :, :height, :width],
-                reconstruction=reconstructions[index, :, :height, :width],
-                difference=output.difference[index, :, :height, :width],
-                filter=filters[index, :, : -(-height // stride), : -(-width // stride)],
+        results = []
+        for index, (height, width) in enumerate(batch.image_sizes):
+            pixel = (index, slice(None), slice(height), slice(width))
+            cell = (index, slice(None), slice(-(-height // stride)), slice(-(-width // stride)))
+            results.append(
+                ImageReconstruction(
+                    image=pixels[pixel],
+                    reconstruction=reconstructions[pixel],
+                    difference=output.difference[pixel],
+                    filter=filters[cell],
+                    features=before[cell],
+                    enhanced=after[cell],
+                    stride=stride,
+                )
             )
-            for index, (height, width) in enumerate(batch.image_sizes)
-        ]
+        return results
+
+
+def _strength(features: Tensor) -> Tensor:
+    """The mean over the channels of the absolute values, `[N, C, h, w]` to `[N, 1, h, w]`, float32."""
+    return torch.linalg.vector_norm(features, 1, dim=1, keepdim=True, dtype=torch.float32) / features.shape[1]

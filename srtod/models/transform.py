@@ -14,6 +14,9 @@ __all__ = ["DetectionTransform"]
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
+SMALLEST_SIDE = 1e-3
+"""In pixels; as for proposals in torchvision. float32 coordinates of 10,000 px are as far apart."""
+
 
 class DetectionTransform(GeneralizedRCNNTransform):
     """Resizes, normalises and pads images; keeps the un-normalised batch too, which self-reconstruction aims at.
@@ -57,16 +60,17 @@ class DetectionTransform(GeneralizedRCNNTransform):
 
         Args:
             images: RGB images `[3, h, w]` in [0, 1].
-            targets: one dictionary an image with `boxes` `[M, 4]` in pixels, or None. Not modified.
+            targets: one dictionary an image with `boxes` `[M, 4]` in pixels and `labels` `[M]`, and perhaps `ignore`
+                `[K, 4]`; or None. Not modified.
 
         Returns:
             The normalised batch with the sizes of its images, `image [N, 3, H, W]`: the same batch un-normalised, in
-            [0, 1], and the resized targets. Padding is 0 in both batches.
+            [0, 1], and the resized targets, see `resize`. Padding is 0 in both batches.
         """
         resized: list[Tensor] = []
         resized_targets: list[dict[str, Tensor]] = []
         for index, image in enumerate(images):
-            image, target = self.resize(image, None if targets is None else dict(targets[index]))
+            image, target = self.resize(image, None if targets is None else targets[index])
             resized.append(image)
             if target is not None:
                 resized_targets.append(target)
@@ -77,16 +81,27 @@ class DetectionTransform(GeneralizedRCNNTransform):
         return batch, self.batch_images(resized, self.size_divisible), None if targets is None else resized_targets
 
     def resize(self, image: Tensor, target: dict[str, Tensor] | None = None) -> tuple[Tensor, dict[str, Tensor] | None]:
-        """Resizes an image `[3, h, w]` and the boxes of its target."""
-        if self.min_size:
-            return super().resize(image, target)
-        size = image.shape[-2:]
-        factor = min(self.scale, self.max_size / max(size))
+        """Resizes an image `[3, h, w]`, and the boxes and ignore regions of its target.
+
+        Objects with a side of less than a thousandth of a pixel afterwards are left out, as nothing can be learnt from
+        them and the logarithm of a side of 0 is infinite; all larger ones stay, however tiny.
+        """
+        resized = super().resize(image)[0] if self.min_size else self._rescale(image)
+        if target is None:
+            return resized, None
+        old, new = image.shape[-2:], resized.shape[-2:]
+        boxes = resize_boxes(target["boxes"], old, new)
+        kept = (boxes[:, 2:] - boxes[:, :2] >= SMALLEST_SIDE).all(dim=1)
+        target = target | {"boxes": boxes[kept], "labels": target["labels"][kept]}
+        if "ignore" in target:
+            target["ignore"] = resize_boxes(target["ignore"], old, new)
+        return resized, target
+
+    def _rescale(self, image: Tensor) -> Tensor:
+        """An image `[3, h, w]` at `scale` times its own size, or less where `max_size` says so."""
+        factor = min(self.scale, self.max_size / max(image.shape[-2:]))
         if factor == 1:
-            return image, target
-        image = F.interpolate(
+            return image
+        return F.interpolate(
             image[None], scale_factor=factor, mode="bilinear", align_corners=False, recompute_scale_factor=True
         )[0]
-        if target is not None:
-            target["boxes"] = resize_boxes(target["boxes"], size, image.shape[-2:])
-        return image, target

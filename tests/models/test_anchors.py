@@ -53,9 +53,9 @@ def test_shapes_count() -> None:
 def test_many_objects_are_fast_and_give_nearly_the_same() -> None:
     generator = torch.Generator().manual_seed(2)
     sizes = 4 + 30 * torch.rand(700_000, 2, generator=generator)
-    start = time.perf_counter()
+    start = time.process_time()
     many = fit_anchor_scale(sizes)
-    assert time.perf_counter() - start < 30
+    assert time.process_time() - start < 30
     few = fit_anchor_scale(sizes[:4096])
     assert many.scale == pytest.approx(few.scale, abs=0.51)
     assert fit_anchor_scale(sizes) == many

@@ -19,10 +19,8 @@ from torch import Tensor
 from torchvision.models.detection import _utils as det_utils
 from torchvision.ops import box_iou
 
-from srtod.models import assigners
-from srtod.models.assigners import ATSSAssigner, HierarchicalAssigner, MaxIoUAssigner
+from srtod.models.assigners import ATSSAssigner, FCOSAssigner, HierarchicalAssigner, MaxIoUAssigner, blocks
 from srtod.models.boxes import gaussian_kl, scale_boxes
-from srtod.models.heads.fcos import FCOSAssigner
 
 Assigner = Callable[[Tensor, Tensor], Tensor]
 
@@ -221,8 +219,8 @@ def test_size_of_blocks_and_chunks_is_of_no_matter(
     assigner = ATSSAssigner(level_sizes=level_sizes) if name == "atss" else ASSIGNERS[name]
     gt_boxes = random_boxes(10, 1, extent=40).round() + torch.tensor([0, 0, 1, 1])
     expected = assigner(gt_boxes, priors)
-    monkeypatch.setattr(assigners, "BLOCK", block)
-    monkeypatch.setattr(assigners, "PAIRS_AT_ONCE", pairs)
+    monkeypatch.setattr(blocks, "BLOCK", block)
+    monkeypatch.setattr(blocks, "PAIRS_AT_ONCE", pairs)
     assert torch.equal(assigner(gt_boxes, priors), expected)
 
 

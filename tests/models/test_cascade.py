@@ -255,6 +255,24 @@ def test_roi_heads_assign_as_torchvision() -> None:
             assert torch.equal(matched[index][positive], expected[index][positive])
 
 
+def test_roi_heads_sample_as_torchvision() -> None:
+    """Without ignore regions, and with the same random numbers."""
+    corners = torch.rand(2, 900, 2, generator=torch.Generator().manual_seed(0)) * 50
+    proposals = [torch.cat((corner, corner + 14), dim=1) for corner in corners]
+    targets = [target(*(proposals[0][::30] + 1).tolist()), target()]
+    for stage in cascade().stages:
+        torch.manual_seed(1)
+        found = stage.select_training_samples(list(proposals), targets)
+        torch.manual_seed(1)
+        expected = roi_heads.RoIHeads.select_training_samples(stage, list(proposals), targets)
+        for index in range(2):
+            positive = expected[2][index] > 0
+            assert torch.equal(found[0][index], expected[0][index])
+            assert torch.equal(found[2][index], expected[2][index])
+            assert torch.equal(found[1][index][positive], expected[1][index][positive])
+            assert torch.equal(found[3][index][positive], expected[3][index][positive])
+
+
 def test_own_region_proposal_network() -> None:
     own = region_proposal_network(CHANNELS, STRIDES, 2, 50)
     assert CascadeHead(CHANNELS, CLASSES, rpn=own).rpn is own

@@ -14,10 +14,11 @@ from torchvision.models.detection import retinanet as torchvision_retinanet
 from torchvision.models.detection.image_list import ImageList
 from torchvision.ops import box_iou
 
-from srtod.models.heads import fcos
+from srtod.models.assigners import FCOSAssigner
+from srtod.models.assigners import owners as assigner_parts
 from srtod.models.heads.atss import ATSSHead
 from srtod.models.heads.dense import DenseHead, LevelPredictions, centerness_targets
-from srtod.models.heads.fcos import FCOSAssigner, FCOSHead
+from srtod.models.heads.fcos import FCOSHead
 from srtod.models.heads.retinanet import RetinaNetHead
 
 STRIDES = (8, 16, 32, 64, 128)
@@ -152,7 +153,7 @@ def test_fcos_assignment_is_the_definition_and_does_not_depend_on_chunks(
     sizes = [len(level) for level in priors]
     assigner = FCOSAssigner(STRIDES, radius=radius, limits=(16, 24, 32, 40))
     whole = assigner(boxes, torch.cat(priors), sizes)
-    monkeypatch.setattr(fcos, "PAIRS_AT_ONCE", 100)
+    monkeypatch.setattr(assigner_parts, "PAIRS_AT_ONCE", 100)
     assert torch.equal(assigner(boxes, torch.cat(priors), sizes), whole)
 
     expected = []

@@ -65,6 +65,33 @@ def test_targets_are_not_modified() -> None:
     assert target["boxes"].tolist() == [[1.0, 2.0, 3.0, 4.0]]
 
 
+@pytest.mark.parametrize("options", [{"min_size": 20}, {"min_size": None, "scale": 0.5}])
+def test_boxes_that_lose_their_extent_are_dropped_with_their_labels(options: dict[str, float]) -> None:
+    """By rounding, or below a thousandth of a pixel; everything larger stays, and what was given is left alone."""
+    between = torch.nextafter(torch.tensor(30.0), torch.tensor(40.0)).item()
+    boxes = torch.tensor([[1, 2, 3, 4], [30, 10, between, 20], [10, 5, 20, 5.0019], [10, 5, 20, 5.003], [0, 0, 40, 30]])
+    target = {"boxes": boxes, "labels": torch.arange(1, 6), "ignore": torch.tensor([[30.0, 10.0, between, 20.0]])}
+    _, _, targets = DetectionTransform(**options)([torch.rand(3, 40, 40)], [target])  # type: ignore[arg-type]
+    assert targets is not None
+    assert targets[0]["labels"].tolist() == [1, 4, 5]
+    torch.testing.assert_close(targets[0]["boxes"], boxes[[0, 3, 4]] / 2)
+    assert len(targets[0]["ignore"]) == 1
+    assert len(target["boxes"]) == len(target["labels"]) == 5
+
+
+@pytest.mark.parametrize("options", [{"min_size": 80}, {"min_size": None, "scale": 2.0}])
+def test_ignore_regions_are_resized(options: dict[str, float]) -> None:
+    target = {
+        "boxes": torch.zeros(0, 4),
+        "labels": torch.zeros(0, dtype=torch.int64),
+        "ignore": torch.tensor([[1.0, 2.0, 30.0, 40.0], [5.0, 5.0, 5.0, 5.0]]),
+    }
+    _, _, targets = DetectionTransform(**options)([torch.rand(3, 40, 60)], [target])  # type: ignore[arg-type]
+    assert targets is not None
+    assert targets[0]["ignore"].tolist() == [[2.0, 4.0, 60.0, 80.0], [10.0, 10.0, 10.0, 10.0]]
+    assert target["ignore"][0].tolist() == [1.0, 2.0, 30.0, 40.0]
+
+
 @pytest.mark.parametrize("options", [{"min_size": 0}, {"max_size": -1}, {"min_size": None, "scale": 0.0}])
 def test_sizes_must_be_positive(options: dict[str, int]) -> None:
     with pytest.raises(ValueError, match="must be positive"):

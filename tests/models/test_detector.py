@@ -169,10 +169,31 @@ def test_reconstruct() -> None:
         assert set(result.filter.unique().tolist()) <= {1.0, 1.5, 2.0}
         filtered = (difference > detector.self_reconstruction.dgfe.threshold)[:, ::4, ::4] + 1.0  # type: ignore[union-attr]
         assert torch.equal(result.filter, filtered)
+        assert result.features.shape == result.enhanced.shape == result.filter.shape
+        assert result.stride == 4
     with pytest.raises(RuntimeError, match="call eval"):
         detector.train().reconstruct(images)
     with pytest.raises(RuntimeError, match="self_reconstruction=False"):
         build(self_reconstruction=False).eval().reconstruct(images)
+
+
+@pytest.mark.parametrize("enhancement", ["dgfe", "none"])
+def test_reconstruct_measures_the_level_before_and_after_its_enhancement(enhancement: str) -> None:
+    detector = build(enhancement=enhancement).eval()
+    levels: list[tuple[Tensor, Tensor]] = []
+
+    def note(_: object, arguments: tuple[Tensor, ...], output: tuple[Tensor, object]) -> None:
+        levels.append((arguments[0].clone(), output[0].clone()))
+
+    images, _ = example((50, 75))
+    with torch.enable_grad():  # where gradients are recorded nothing is overwritten
+        detector.self_reconstruction.register_forward_hook(note)  # type: ignore[union-attr]
+        detector(images)
+    [(before, after)] = levels
+    [result] = detector.reconstruct(images)
+    torch.testing.assert_close(result.features, before[0, :, :13, :19].abs().mean(0, keepdim=True))
+    torch.testing.assert_close(result.enhanced, after[0, :, :13, :19].abs().mean(0, keepdim=True))
+    assert torch.equal(result.features, result.enhanced) == (enhancement == "none")
 
 
 def test_boxes_stay_float32_under_autocast() -> None:

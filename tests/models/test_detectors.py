@@ -165,6 +165,35 @@ def test_any_number_of_objects(name: str, self_reconstruction: bool, device: tor
         step(detector, images, [on(device, crowd(count)) for count in counts])
 
 
+def losses_of_head(detector: Detector, targets: list[dict[str, Tensor]]) -> dict[str, float]:
+    """The losses of the example's images with these targets, after a step with finite gradients."""
+    images, _ = example()
+    torch.manual_seed(0)
+    step(detector, images, targets)
+    torch.manual_seed(0)
+    return {key: loss.item() for key, loss in detector(images, targets).items() if key != "loss_reconstruction"}
+
+
+@every_detector
+def test_ignore_regions(name: str) -> None:
+    detector = build(name, self_reconstruction=False)
+    _, targets = example()
+    plain = losses_of_head(detector, targets)
+    assert losses_of_head(detector, [target | {"ignore": torch.zeros(0, 4)} for target in targets]) == plain
+    region = torch.tensor([[30.0, 0.0, 64.0, 64.0]])
+    ignoring = losses_of_head(detector, [target | {"ignore": region} for target in targets])
+    classification = [key for key in plain if "box" not in key and "centerness" not in key]
+    assert all(ignoring[key] != plain[key] for key in classification)
+
+
+@every_detector
+def test_images_that_are_all_ignored_teach_the_head_nothing(name: str) -> None:
+    detector = build(name, self_reconstruction=False)
+    ignored = EMPTY | {"ignore": torch.tensor([[0.0, 0.0, SIZE, SIZE]])}
+    assert set(losses_of_head(detector, [ignored, ignored]).values()) == {0.0}
+    assert all(loss > 0 for loss in losses_of_head(detector, [ignored, example()[1][1]]).values())
+
+
 @every_detector
 def test_training_under_bfloat16_autocast(name: str, device: torch.device) -> None:
     detector = build(name, device=device, score_threshold=0.0)

@@ -4,9 +4,15 @@ Every head is a module `head(batch, features, targets) -> (detections, losses)`:
 
 - `batch`: torchvision's `ImageList`, the normalised batch with the sizes of its images;
 - `features`: the pyramid, an ordered dictionary of `[N, C, h, w]`, finest level first;
-- `targets`: in training one dictionary an image with `boxes` and `labels` in pixels of the batch, else None;
+- `targets`: in training one dictionary an image with `boxes` and `labels` in pixels of the batch, and perhaps `ignore`,
+  regions where a prior or proposal without an object counts as nothing instead of as background; else None;
 - `detections`: in evaluation one {"boxes", "labels", "scores"} an image, else an empty list;
 - `losses`: in training a dictionary of losses `[]`, else an empty dictionary.
+
+Where several processes train together and average their gradients (DDP), the one-stage heads divide by the positives of
+all of them, so that the gradients are those of one process with all the images. The two-stage heads average over the
+anchors and proposals that they sample, up to a fixed number an image. Which ones is random; where all processes sample
+equally many, as they do unless images have too few, the gradients are so only in expectation.
 """
 
 from .atss import ATSSHead

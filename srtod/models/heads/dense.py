@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.models.detection._utils import BoxLinearCoder
@@ -20,7 +21,7 @@ from torchvision.models.detection.image_list import ImageList
 from torchvision.ops import batched_nms, clip_boxes_to_image, remove_small_boxes, sigmoid_focal_loss
 from torchvision.ops.misc import Conv2dNormActivation
 
-from ..assigners import IGNORED
+from ..assigners import IGNORED, without_negatives_inside
 from .anchor_generator import PyramidAnchors
 
 __all__ = ["DenseHead", "LevelPredictions", "centerness_targets", "conv_tower"]
@@ -47,8 +48,9 @@ class DenseHead(nn.Module, ABC):
     convolutions that all levels share (Lin et al., "Focal Loss for Dense Object Detection", 2017, section 4).
 
     A head adds `assign`, `decode` and `box_loss`. The classification loss is the focal loss with alpha 0.25 and
-    gamma 2, summed and divided by the number of positive priors in the batch. Boxes and losses are float32 whatever
-    type autocast gives the features.
+    gamma 2, summed and divided by the number of positive priors in the batch, which is that of all processes where
+    several train together: their averaged gradients are those of one process with all the images. Boxes and losses are
+    float32 whatever type autocast gives the features.
 
     Args:
         channels: channels of the pyramid.
@@ -172,15 +174,22 @@ class DenseHead(nn.Module, ABC):
         Args:
             predictions: the predictions of each level.
             priors: the priors of each level, `[P_l, 4]`.
-            targets: `boxes` `[M, 4]` in pixels of the batch and `labels` `[M]` of each image.
+            targets: `boxes` `[M, 4]` in pixels of the batch and `labels` `[M]` of each image, and perhaps `ignore`.
         """
         logits = torch.cat([level.logits for level in predictions], dim=1)  # [N, P, K]
         regression = torch.cat([level.regression for level in predictions], dim=1)  # [N, P, 4]
         with torch.no_grad():
-            owners = torch.stack([self.assign(target["boxes"].float(), priors) for target in targets])  # [N, P]
+            all_priors = torch.cat(priors)
+            owners = torch.stack(
+                [
+                    without_negatives_inside(
+                        self.assign(target["boxes"].float(), priors), all_priors, target.get("ignore")
+                    )
+                    for target in targets
+                ]
+            )  # [N, P]
             positive = owners >= 0
-            count = positive.sum().clamp(min=1)
-            positive_priors = torch.cat(priors)[positive.nonzero()[:, 1]]
+            positive_priors = all_priors[positive.nonzero()[:, 1]]
             positive_boxes = torch.cat(
                 [target["boxes"].float()[owner[owner >= 0]] for target, owner in zip(targets, owners, strict=True)]
             )
@@ -196,6 +205,7 @@ class DenseHead(nn.Module, ABC):
             counted = (owners != IGNORED)[..., None]
         focal = sigmoid_focal_loss(logits, one_hot, alpha=0.25, gamma=2) * counted
         box_loss = self.box_loss(regression[positive], positive_priors, positive_boxes)
+        count = _over_processes(positive.sum(), least=1)
         losses = {"loss_classifier": focal.sum() / count}
         if self.centerness is None:
             return losses | {"loss_box_reg": box_loss.sum() / count}
@@ -204,7 +214,7 @@ class DenseHead(nn.Module, ABC):
         weights = centerness_targets(positive_boxes, positive_priors)
         cross_entropy = F.binary_cross_entropy_with_logits(centerness[positive], weights, reduction="sum")
         return losses | {
-            "loss_box_reg": (box_loss * weights).sum() / weights.sum().clamp(min=1e-6),
+            "loss_box_reg": (box_loss * weights).sum() / _over_processes(weights.sum(), least=1e-6),
             "loss_centerness": cross_entropy / count,
         }
 
@@ -280,6 +290,19 @@ def centerness_targets(boxes: Tensor, priors: Tensor) -> Tensor:
     horizontal, vertical = distances[:, 0::2], distances[:, 1::2]
     ratios = [side.amin(1) / side.amax(1).clamp(min=1e-6) for side in (horizontal, vertical)]
     return (ratios[0] * ratios[1]).sqrt()
+
+
+def _over_processes(total: Tensor, least: float) -> Tensor:
+    """What a sum over this process's images is divided by: the total `[]` over all processes, at least `least`, each.
+
+    Each of W processes has its share, the W-th part of the total: DDP averages the gradients of the processes, where
+    one process with all the images would add them up. In a single process it is the total itself.
+    """
+    processes = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+    if processes > 1:
+        total = total.clone()
+        dist.all_reduce(total)
+    return total.clamp(min=least) / processes
 
 
 def _flatten(maps: Tensor, values: int) -> Tensor:

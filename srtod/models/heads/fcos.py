@@ -10,87 +10,17 @@ import math
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torchvision.models.detection._utils import BoxLinearCoder
 from torchvision.ops import generalized_box_iou_loss
 
+from ..assigners import FCOSAssigner
 from .anchor_generator import PyramidAnchors
 from .dense import DenseHead
 
-__all__ = ["FCOSAssigner", "FCOSHead"]
+__all__ = ["FCOSHead"]
 
-LIMIT_IN_STRIDES = 8  # the paper's limits 64, 128, 256 and 512 pixels at strides 8 to 64
 LARGEST_EXPONENT = 5.0  # distances up to 148 strides; exp of an untrained regression cannot overflow
-PAIRS_AT_ONCE = 2**22  # of locations and objects; 4 MiB for each of the few boolean tensors
-
-
-class FCOSAssigner:
-    """Gives locations to objects by level, centre and size (Tian et al. 2019, section 3; 2020, section 3.1).
-
-    A location belongs to an object if it lies inside its box, at most `radius` strides from its centre in x and in y,
-    and the largest of its distances to the box's sides is in the range of the location's level, limits included. Of
-    several such objects it belongs to the one with the smallest area, the first among equals. An object between
-    locations, which only one smaller than the stride can be, has none.
-
-    Args:
-        strides: stride of each level, in pixels.
-        radius: of the centre region, in strides; None: the whole box.
-        limits: the largest distance to a side on each level but the last, ascending, in pixels; the next level begins
-            where one ends. None: 8 strides, the paper's 64, 128, 256 and 512 pixels.
-
-    Raises:
-        ValueError: if the limits do not fit the strides or do not ascend.
-    """
-
-    def __init__(
-        self, strides: Sequence[int], *, radius: float | None = 1.5, limits: Sequence[float] | None = None
-    ) -> None:
-        if limits is None:
-            limits = [LIMIT_IN_STRIDES * stride for stride in strides[:-1]]
-        if len(limits) != len(strides) - 1 or sorted(set(limits)) != list(limits):
-            raise ValueError(f"{len(strides)} levels need {len(strides) - 1} ascending limits, got {list(limits)}")
-        self.strides = tuple(strides)
-        self.radius = radius
-        self.limits = (0.0, *limits, float("inf"))
-
-    def __call__(self, gt_boxes: Tensor, priors: Tensor, level_sizes: Sequence[int]) -> Tensor:
-        """Assigns the locations of an image.
-
-        Args:
-            gt_boxes: the objects, `[M, 4]`, (x1, y1, x2, y2) in pixels; M may be 0.
-            priors: boxes around the locations, of all levels, `[P, 4]`.
-            level_sizes: number of locations of each level; P in all.
-
-        Returns:
-            `[P]`, int64: the index of the object, -1 background.
-        """
-        # By area, so that the least rank wins; stable, so that of equals the first does.
-        order = ((gt_boxes[:, 2] - gt_boxes[:, 0]) * (gt_boxes[:, 3] - gt_boxes[:, 1])).argsort(stable=True)
-        boxes = gt_boxes[order]
-        centres = (priors[:, :2] + priors[:, 2:]) / 2
-        ranks = torch.full((len(priors),), len(boxes), device=priors.device)
-        start = 0
-        for level, size in enumerate(level_sizes):
-            for chunk in centres[start : start + size].split(max(1, PAIRS_AT_ONCE // max(1, len(boxes)))):
-                locations, objects = self._pairs(boxes, chunk, level)
-                ranks.scatter_reduce_(0, locations + start, objects, "amin")
-                start += len(chunk)
-        return F.pad(order, (0, 1), value=-1)[ranks]
-
-    def _pairs(self, boxes: Tensor, centres: Tensor, level: int) -> tuple[Tensor, Tensor]:
-        """Which locations `[p, 2]` of a level may belong to which boxes `[M, 4]`: indices of both, `[K]` each."""
-        lower, upper = boxes[:, :2], boxes[:, 2:]
-        if self.radius is not None:
-            middles, reach = (lower + upper) / 2, self.radius * self.strides[level]
-            lower, upper = torch.maximum(lower, middles - reach), torch.minimum(upper, middles + reach)
-        x, y = centres[:, :1], centres[:, 1:]  # [p, 1], against the objects [M]
-        inside = (x > lower[:, 0]) & (x < upper[:, 0]) & (y > lower[:, 1]) & (y < upper[:, 1])
-        locations, objects = inside.nonzero().unbind(dim=1)
-        points, sides = centres[locations], boxes[objects]
-        furthest = torch.cat([points - sides[:, :2], sides[:, 2:] - points], dim=1).amax(dim=1)
-        in_range = (furthest >= self.limits[level]) & (furthest <= self.limits[level + 1])
-        return locations[in_range], objects[in_range]
 
 
 class FCOSHead(DenseHead):

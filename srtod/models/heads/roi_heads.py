@@ -1,4 +1,4 @@
-"""torchvision's RoI heads for images of thousands of objects."""
+"""torchvision's RoI heads for images of thousands of objects, and with ignore regions."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 from torchvision.models.detection import roi_heads
 
-from ..assigners import MaxIoUAssigner
+from ..assigners import MaxIoUAssigner, without_negatives_inside
 
 __all__ = ["RoIHeads"]
 
@@ -15,7 +15,8 @@ __all__ = ["RoIHeads"]
 class RoIHeads(roi_heads.RoIHeads):
     """torchvision's, but regions get their objects from `MaxIoUAssigner`, which needs no matrix of all their IoUs.
 
-    That matrix takes a gigabyte for 5,000 objects and 2,000 proposals.
+    That matrix takes a gigabyte for 5,000 objects and 2,000 proposals. And of regions without an object none is sampled
+    that lies in an ignore region.
 
     Args:
         fg_iou_thresh: IoU from which a region belongs to an object; all others are background.
@@ -26,14 +27,73 @@ class RoIHeads(roi_heads.RoIHeads):
         super().__init__(fg_iou_thresh=fg_iou_thresh, bg_iou_thresh=fg_iou_thresh, **options)
         self.assigner = MaxIoUAssigner(fg_iou_thresh, fg_iou_thresh, low_quality=False)
 
+    def forward(
+        self,
+        features: dict[str, Tensor],
+        proposals: list[Tensor],  # [K_n, 4] each, in pixels
+        image_shapes: list[tuple[int, int]],
+        targets: list[dict[str, Tensor]] | None = None,
+    ) -> tuple[list[dict[str, Tensor]], dict[str, Tensor]]:
+        """Detections in evaluation; in training the losses, 0 where all regions are ignored (torchvision's: 0 / 0)."""
+        outputs: tuple[list[dict[str, Tensor]], dict[str, Tensor]]
+        if not self.training:
+            outputs = super().forward(features, proposals, image_shapes)
+            return outputs
+        proposals, _, labels, offsets = self.select_training_samples(proposals, targets)
+        logits, predicted_offsets = self.box_predictor(
+            self.box_head(self.box_roi_pool(features, proposals, image_shapes))
+        )
+        losses = (logits.sum(), predicted_offsets.sum())
+        if len(logits) > 0:
+            losses = roi_heads.fastrcnn_loss(logits, predicted_offsets, labels, offsets)
+        return [], dict(zip(("loss_classifier", "loss_box_reg"), losses, strict=True))
+
+    def select_training_samples(
+        self,
+        proposals: list[Tensor],  # [K_n, 4] each, in pixels
+        targets: list[dict[str, Tensor]] | None,
+    ) -> tuple[list[Tensor], list[Tensor], list[Tensor], list[Tensor]]:
+        """Draws what each image is trained on, from its proposals and its objects themselves.
+
+        Returns:
+            Of each image the regions `[S_n, 4]`, their objects `[S_n]`, labels `[S_n]`, 0 for background, and offsets
+            `[S_n, 4]`, which mean nothing for background.
+
+        Raises:
+            ValueError: if there are no targets.
+        """
+        if targets is None:
+            raise ValueError("targets are needed in training mode")
+        boxes = [target["boxes"].to(regions.dtype) for target, regions in zip(targets, proposals, strict=True)]
+        regions = self.add_gt_proposals(proposals, boxes)
+        matched, labels = self.assign_targets_to_proposals(
+            regions, boxes, [target["labels"] for target in targets], [target.get("ignore") for target in targets]
+        )
+        chosen = self.subsample(labels)
+        regions, matched, labels = (
+            [values[indices] for values, indices in zip(of_images, chosen, strict=True)]
+            for of_images in (regions, matched, labels)
+        )
+        # Where there are no objects regions take the place of their boxes: their offsets are 0, and not looked at.
+        aims = [o[m] if len(o) > 0 else r for o, m, r in zip(boxes, matched, regions, strict=True)]
+        return regions, matched, labels, self.box_coder.encode(aims, regions)
+
     def assign_targets_to_proposals(
-        self, proposals: list[Tensor], gt_boxes: list[Tensor], gt_labels: list[Tensor]
+        self,
+        proposals: list[Tensor],
+        gt_boxes: list[Tensor],
+        gt_labels: list[Tensor],
+        ignore: list[Tensor | None] | None = None,
     ) -> tuple[list[Tensor], list[Tensor]]:
-        """Of each region of each image its object, `[K_n]`, 0 where it has none, and its label, 0 for background."""
+        """Of each region of each image its object, `[K_n]`, 0 where it has none, and its label, `[K_n]`.
+
+        The label is 0 for background and -1, which is never sampled, for background in an ignore region.
+        """
         matched, labels = [], []
-        for regions, boxes, classes in zip(proposals, gt_boxes, gt_labels, strict=True):
-            owners = self.assigner(boxes, regions)
+        no_regions = [None] * len(proposals)
+        for regions, boxes, classes, ignored in zip(proposals, gt_boxes, gt_labels, ignore or no_regions, strict=True):
+            owners = without_negatives_inside(self.assigner(boxes, regions), regions, ignored)
             matched.append(owners.clamp(min=0))
-            none = classes.new_zeros(len(regions)) if len(classes) == 0 else classes[matched[-1]]
-            labels.append(none.where(owners >= 0, 0))
+            of_objects = classes.new_zeros(len(regions)) if len(classes) == 0 else classes[matched[-1]]
+            labels.append(of_objects.where(owners >= 0, (owners + 1).clamp(max=0)))
         return matched, labels

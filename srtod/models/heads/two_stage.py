@@ -10,7 +10,7 @@ from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHe
 from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.rpn import RegionProposalNetwork, RPNHead
 
-from ..assigners import MaxIoUAssigner
+from ..assigners import MaxIoUAssigner, without_negatives_inside
 from .anchor_generator import ASPECT_RATIOS, PyramidAnchors
 from .pooling import PyramidRoIAlign
 from .roi_heads import RoIHeads
@@ -115,7 +115,7 @@ class ProposalNetwork(RegionProposalNetwork):
 
         Args:
             anchors: anchors of each image, `[A, 4]`.
-            targets: `boxes` `[M, 4]` of each image; M may be 0.
+            targets: `boxes` `[M, 4]` of each image, M may be 0, and perhaps `ignore` `[K, 4]`.
 
         Returns:
             For each image the anchors' labels `[A]`, 1 for an object, 0 for background and -1 for ignored anchors, and
@@ -124,10 +124,20 @@ class ProposalNetwork(RegionProposalNetwork):
         labels, boxes = [], []
         for image_anchors, target in zip(anchors, targets, strict=True):
             owners = self.assigner(target["boxes"], image_anchors)
+            owners = without_negatives_inside(owners, image_anchors, target.get("ignore"))
             labels.append((owners + 1).clamp(min=-1, max=1).to(image_anchors.dtype))
             none = len(target["boxes"]) == 0
             boxes.append(image_anchors if none else target["boxes"].to(image_anchors.dtype)[owners.clamp(min=0)])
         return labels, boxes
+
+    def compute_loss(
+        self, objectness: Tensor, pred_bbox_deltas: Tensor, labels: list[Tensor], regression_targets: list[Tensor]
+    ) -> tuple[Tensor, Tensor]:
+        """torchvision's losses, and 0 where all anchors are ignored, which to torchvision is 0 / 0."""
+        if all(bool((of_image < 0).all()) for of_image in labels):
+            return objectness[:0].sum(), pred_bbox_deltas[:0].sum()
+        losses: tuple[Tensor, Tensor] = super().compute_loss(objectness, pred_bbox_deltas, labels, regression_targets)
+        return losses
 
 
 def region_proposal_network(
