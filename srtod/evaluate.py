@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import argparse
 import json
-from contextlib import nullcontext
+from contextlib import ExitStack
+from pathlib import Path
 
 from srtod._cli import replacing, run
+
+FIGURES = ("pdf", "png", "svg")
 
 
 def main() -> None:
@@ -17,16 +20,39 @@ def main() -> None:
     parser.add_argument(
         "detections", metavar="DETECTIONS.json", help="COCO results: image_id, category_id, bbox, score"
     )
+    parser.add_argument("--per-class", action="store_true", help="also print a table of the classes")
     parser.add_argument("--json", metavar="OUT", help="also write the metrics to this file, as fractions")
+    parser.add_argument(
+        "--plot",
+        metavar="PR.png",
+        type=_figure,
+        help=f"also draw the precision-recall curves of each size bin into this file ({', '.join(FIGURES)})",
+    )
     arguments = parser.parse_args()
 
-    from srtod.evaluation import evaluate_detections, format_table
+    from srtod.evaluation import detailed_evaluation, format_classes, format_table, plot_curves
 
-    with replacing(arguments.json) if arguments.json else nullcontext() as file:
-        metrics = evaluate_detections(arguments.ground_truth, arguments.detections)
-        if file:
-            json.dump(metrics, file, indent=2)
-    print(format_table(metrics))
+    with ExitStack() as files:
+        metrics_file = files.enter_context(replacing(arguments.json)) if arguments.json else None
+        plot_file = files.enter_context(replacing(arguments.plot, binary=True)) if arguments.plot else None
+        evaluation = detailed_evaluation(arguments.ground_truth, arguments.detections)
+        if metrics_file:
+            json.dump(evaluation.metrics, metrics_file, indent=2)
+        if plot_file:
+            plot_curves(evaluation.curves).savefig(plot_file, format=_suffix(arguments.plot))
+    print(format_table(evaluation.metrics))
+    if arguments.per_class:
+        print(f"\n{format_classes(evaluation)}")
+
+
+def _figure(path: str) -> str:
+    if _suffix(path) not in FIGURES:
+        raise argparse.ArgumentTypeError(f"{path} must end in {', '.join(f'.{suffix}' for suffix in FIGURES)}")
+    return path
+
+
+def _suffix(path: str) -> str:
+    return Path(path).suffix.lower().removeprefix(".")
 
 
 if __name__ == "__main__":

@@ -1,5 +1,22 @@
-"""The AI-TOD metric."""
+"""The AI-TOD metric, and what stands behind its numbers: classes, curves and missed objects."""
 
-from .metric import evaluate_detections, format_table
+from .metric import ClassResult, Curve, DetailedEvaluation, detailed_evaluation, evaluate_detections, protocol
+from .missed import missed_objects
+from .plots import plot_curves
+from .results import coco_results, detections_by_image
+from .tables import format_classes, format_table
 
-__all__ = ["evaluate_detections", "format_table"]
+__all__ = [
+    "ClassResult",
+    "Curve",
+    "DetailedEvaluation",
+    "coco_results",
+    "detailed_evaluation",
+    "detections_by_image",
+    "evaluate_detections",
+    "format_classes",
+    "format_table",
+    "missed_objects",
+    "plot_curves",
+    "protocol",
+]

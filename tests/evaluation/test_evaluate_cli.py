@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from srtod import evaluate
 from srtod._cli import replacing, run
@@ -53,6 +54,30 @@ def test_table_and_json(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: p
     assert metrics["APt"] == pytest.approx(1.0)
     assert metrics["APm"] == -1
     assert sorted(path.name for path in folder.iterdir()) == ["metrics.json", "results.json", "truth.json"]
+
+
+def test_classes_and_curves_on_request(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert call(monkeypatch, "truth.json", "results.json", "--per-class", "--plot", "pr.PNG", "--json", "m.json") == 0
+    assert "| drone |       1 | 100.0 |" in capsys.readouterr().out
+    assert Image.open(folder / "pr.PNG").format == "PNG"
+    assert call(monkeypatch, "truth.json", "results.json", "--plot", "pr.svg") == 0
+    assert "<svg" in (folder / "pr.svg").read_text()
+    assert "class" not in capsys.readouterr().out
+    assert not list(folder.glob("*.part"))
+
+
+@pytest.mark.parametrize(
+    ("plot", "message"), [("pr.bmp", "pr.bmp must end in .pdf, .png, .svg"), ("nowhere/pr.png", "does not exist")]
+)
+def test_a_figure_that_cannot_be_written(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], plot: str, message: str
+) -> None:
+    (folder / "metrics.json").write_text("before")
+    assert call(monkeypatch, "truth.json", "results.json", "--json", "metrics.json", "--plot", plot) == 2
+    assert message in capsys.readouterr().err
+    assert (folder / "metrics.json").read_text() == "before"
 
 
 @pytest.mark.parametrize(

@@ -302,9 +302,9 @@ def test_files_and_numpy_values_give_the_same(tmp_path: Path) -> None:
 def test_many_detections_take_seconds() -> None:
     """500 images of 1500 detections take about 20 s on one core; 20 of them well under 5 s."""
     truth, results = random_scene(0, images=20, categories=1, objects=27, extra=1450)
-    start = time.perf_counter()
+    start = time.process_time()  # of the processor, whatever else runs on it
     evaluate_detections(truth, results)
-    assert time.perf_counter() - start < 5
+    assert time.process_time() - start < 5
 
 
 def broken(**values: Any) -> Callable[[Truth, Results], Any]:
@@ -359,6 +359,6 @@ def test_table_has_every_metric_and_the_protocol() -> None:
     assert all(name in table.split() for name in NAMES)
     assert table.split().count("12.3") == len(NAMES) - 1
     assert table.split().count("-") == 1
-    for fact in ("0.50:0.95", "verytiny 0-64", "tiny 64-256", "small 256-1024", "1024", "1500", "Crowd"):
+    for fact in ("0.50:0.95", "verytiny 0-64", "tiny 64-256", "small 256-1024", "1024", "1500", "iscrowd"):
         assert fact in table
     assert max(map(len, table.splitlines())) <= 100
