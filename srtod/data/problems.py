@@ -1,0 +1,164 @@
+"""What is wrong, or worth knowing, about a set: found before a training run stumbles over it."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Mapping
+from itertools import chain
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from .coco import first
+from .image import image_size, read_image
+from .statistics import has_area
+
+__all__ = ["Problem", "find_problems", "shared_images"]
+
+MANY_OBJECTS = (100, 1500)
+"""Detections that an image may have by default, and in the AI-TOD metric."""
+
+EDGE = 0.01
+"""What a rounded coordinate may exceed the image by, in pixels."""
+
+AREA_TOLERANCE = 0.02
+"""What share of an area may be the rounding of coordinates."""
+
+
+class Problem(NamedTuple):
+    """Something wrong, and all the places where it is.
+
+    Attributes:
+        what: the problem, and what becomes of it.
+        where: the places, such as `annotation 3 (a.png)`.
+    """
+
+    what: str
+    where: list[str]
+
+    def __str__(self) -> str:
+        return f"{len(self.where):>7,}  {self.what}\n         {first(self.where)}"
+
+
+def find_problems(content: Mapping[str, Any], folder: str | Path, *, decode: bool = False) -> list[Problem]:
+    """Looks for what may be wrong with a set that `srtod.data.read_coco` accepts.
+
+    Args:
+        content: the set as COCO data.
+        folder: what each image's `file_name` is relative to.
+        decode: decode every image, which is slow, rather than read its header alone.
+
+    Returns:
+        The problems that there are, those of annotations first.
+
+    Raises:
+        ValueError: if an image has no `file_name`, `width` or `height`.
+    """
+    for index, image in enumerate(content["images"]):
+        for key in ("file_name", "width", "height"):
+            if key not in image:
+                raise ValueError(f"images[{index}] has no {key!r}; write it there, for boxes cannot be checked without")
+    found: dict[str, list[str]] = defaultdict(list)
+    size_of = _decoded_size if decode else image_size
+    for what, where in chain(
+        _of_boxes(content), _of_classes(content), _of_counts(content), _of_files(content, Path(folder), size_of)
+    ):
+        found[what].append(where)
+    return [Problem(what, where) for what, where in found.items()]
+
+
+def shared_images(splits: Mapping[str, tuple[Mapping[str, Any], Path]]) -> list[Problem]:
+    """Image files that are in more than one split: what is tested on them has been seen in training.
+
+    Args:
+        splits: content and image folder of each split, by name.
+    """
+    found: dict[str, list[str]] = defaultdict(list)
+    holders: dict[Path, list[str]] = defaultdict(list)
+    for name, (content, folder) in splits.items():
+        for file in dict.fromkeys(Path(folder, image["file_name"]).resolve() for image in content["images"]):
+            holders[file].append(name)
+    for file, names in holders.items():
+        if len(names) > 1:
+            found[f"images that are in {' and '.join(names)}; a test should not have been seen in training"].append(
+                file.name
+            )
+    return [Problem(what, where) for what, where in found.items()]
+
+
+def _of_boxes(content: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    images = {image["id"]: image for image in content["images"]}
+    seen: set[tuple[Any, ...]] = set()
+    ids: set[Any] = set()
+    for index, entry in enumerate(content["annotations"]):
+        image, (x, y, width, height) = images[entry["image_id"]], entry["bbox"]
+        where = f"annotation {entry.get('id', f'#{index}')} ({image['file_name']})"
+        if entry.get("id", index) in ids:
+            yield "annotations with the id of an earlier one; training refuses the set", where
+        ids.add(entry.get("id", index))
+        if width == 0 or height == 0:
+            yield "boxes without an area; training leaves them out", where
+        elif not has_area(entry["bbox"], image):
+            yield "boxes outside their image; training leaves them out", where
+        elif x < 0 or y < 0 or x + width > image["width"] + EDGE or y + height > image["height"] + EDGE:
+            yield "boxes reaching beyond their image; training clips them", where
+        same = (entry["image_id"], entry["category_id"], *entry["bbox"], bool(entry.get("iscrowd")))
+        if same in seen:
+            yield "boxes that repeat an earlier one of their class; each counts as an object", where
+        seen.add(same)
+        area = entry.get("area", width * height)
+        if not entry.get("iscrowd") and not math.isclose(area, width * height, rel_tol=AREA_TOLERANCE, abs_tol=1):
+            yield "objects with an `area` other than their box's; the metric's size bins go by it", where
+
+
+def _of_classes(content: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    used = {entry["category_id"] for entry in content["annotations"] if not entry.get("iscrowd")}
+    names = Counter(str(category.get("name", category["id"])) for category in content["categories"])
+    for category in content["categories"]:
+        name = str(category.get("name", category["id"]))
+        if category["id"] not in used:
+            yield "classes without objects", name
+        if names[name] > 1:
+            yield "classes with the name of another", f"{name} (id {category['id']})"
+
+
+def _of_counts(content: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    counts = Counter(entry["image_id"] for entry in content["annotations"] if not entry.get("iscrowd"))
+    few, many = MANY_OBJECTS
+    for image in content["images"]:
+        count = counts[image["id"]]
+        where = f"{image['file_name']} ({count})"
+        if not count:
+            yield "images without objects; training takes them for background", image["file_name"]
+        elif count > many:
+            yield f"images with more than {many} objects; the metric counts no more detections", where
+        elif count > few:
+            yield f"images with more than {few} objects; raise detections_per_image", where
+
+
+def _of_files(
+    content: Mapping[str, Any], folder: Path, size_of: Callable[[Path], tuple[int, int]]
+) -> Iterator[tuple[str, str]]:
+    names: set[str] = set()
+    for image in content["images"]:
+        name, said = image["file_name"], (image["width"], image["height"])
+        if name in names:
+            yield "images listed again; training refuses the set", name
+            continue
+        names.add(name)
+        try:
+            size = size_of(folder / name)
+        except FileNotFoundError:
+            yield f"images missing from {folder}; training refuses the set", name
+        except ValueError:
+            yield "files that cannot be read as an image", name
+        else:
+            if size != said:
+                where = f"{name} ({size[0]}x{size[1]}, said to be {said[0]}x{said[1]})"
+                yield "images of another size than the annotations say; training refuses them", where
+
+
+def _decoded_size(path: Path) -> tuple[int, int]:
+    """Width and height of an image, all of which is decoded."""
+    _, height, width = read_image(path).shape
+    return width, height

@@ -1,0 +1,145 @@
+"""`python -m srtod.inspect`: what it prints, the picture that it leaves, and how it ends on bad input."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+
+from srtod import inspect
+from srtod._cli import run
+from srtod.models.anchors import fit_anchor_scale
+
+
+@pytest.fixture(autouse=True)
+def cars(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A COCO folder `cars` of one training and one test image with an object each, in the current folder."""
+    folder = tmp_path / "cars"
+    (folder / "images").mkdir(parents=True)
+    for split, size in (("train", 8), ("test", 20)):
+        Image.new("RGB", (64, 48)).save(folder / "images" / f"{split}.png")
+        content: dict[str, Any] = {
+            "images": [{"id": 1, "file_name": f"{split}.png", "width": 64, "height": 48}],
+            "annotations": [{"id": 5, "image_id": 1, "category_id": 2, "bbox": [4, 4, size, size], "iscrowd": 0}],
+            "categories": [{"id": 2, "name": "car"}, {"id": 3, "name": "bus"}],
+        }
+        (folder / f"{split}.json").write_text(json.dumps(content))
+    monkeypatch.chdir(tmp_path)
+    return folder
+
+
+def call(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int | str:
+    """The exit status of the command line."""
+    monkeypatch.setattr(sys, "argv", ["inspect", *arguments])
+    try:
+        run(inspect.main)
+    except SystemExit as end:
+        return end.code or 0
+    return 0
+
+
+def test_a_folder(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    assert call(monkeypatch, "cars", "--decode") == 0
+    printed = capsys.readouterr().out
+    lines = [" ".join(line.split()) for line in printed.splitlines()]
+    assert lines[0] == "cars: COCO layout"
+    assert "verytiny, 0-8 px 1 (100 %) 0 (0 %)" in lines
+    assert "small, 16-32 px 0 (0 %) 1 (100 %)" in lines
+    fit = fit_anchor_scale(torch.tensor([[8.0, 8.0]]))
+    assert f"{fit.scale:g} for faster_rcnn, cascade_rcnn, detectors (mean IoU {fit.mean_iou:.2f})" in lines
+    assert lines.count("1 classes without objects") == 2
+    assert printed.endswith("cars.png: sizes, objects per image, classes\n")
+    with Image.open("cars.png") as picture:
+        assert len(set(picture.convert("RGB").get_flattened_data())) > 50
+
+
+def test_a_file_with_its_images(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    assert call(monkeypatch, "cars/train.json", "cars/images", "--plot", "sizes.png") == 0
+    assert "train: worth a look" in capsys.readouterr().out
+    assert Path("sizes.png").is_file()
+    assert not Path("train.png").exists()
+
+
+def test_no_picture_is_overwritten(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("cars.png").write_text("mine")
+    assert call(monkeypatch, "cars") == 0
+    assert Path("cars.png").read_text() == "mine"
+    assert Path("cars-2.png").is_file()
+    capsys.readouterr()
+    assert call(monkeypatch, "cars", "--plot", "cars.png") == 2
+    printed = capsys.readouterr()
+    assert printed.err == "error: cars.png exists; pass another --plot, or move it away\n"
+    assert not printed.out  # it says so before it works
+
+
+def test_problems_of_files_and_between_splits(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    content = json.loads(Path("cars/test.json").read_text())
+    content["images"].append({"id": 2, "file_name": "train.png", "width": 64, "height": 48})
+    content["images"].append({"id": 3, "file_name": "gone.png", "width": 64, "height": 48})
+    Path("cars/test.json").write_text(json.dumps(content))
+    assert call(monkeypatch, "cars") == 0
+    printed = capsys.readouterr().out
+    assert "images missing from cars/images; training refuses the set\n         gone.png" in printed
+    assert "all splits: worth a look" in printed
+    assert (
+        "images that are in train and test; a test should not have been seen in training\n         train.png" in printed
+    )
+
+
+def test_what_a_reader_leaves_out_is_a_problem(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for folder in ("images", "annotations"):
+        (tmp_path / "air" / folder).mkdir(parents=True)
+    Image.new("RGB", (64, 48)).save(tmp_path / "air/images/a.jpg")
+    (tmp_path / "air/annotations/a.txt").write_text("1,1,4,4,1,4,0,0\n1,1,0,4,1,4,0,0\n9,9,9,9,0,0,0,0\n")
+    assert call(monkeypatch, "air") == 0
+    printed = capsys.readouterr().out
+    assert printed.startswith("air: VisDrone layout\n")
+    assert "left out 1 boxes, which have no area inside their image" in printed
+    assert "ignore regions 1" in [" ".join(line.split()) for line in printed.splitlines()]
+
+
+def test_a_set_without_objects(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    for split in ("train", "test"):
+        content = json.loads(Path(f"cars/{split}.json").read_text())
+        Path(f"cars/{split}.json").write_text(json.dumps(content | {"annotations": []}))
+    assert call(monkeypatch, "cars") == 0
+    assert "no objects in train to fit anchors to" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["nowhere"], "nowhere does not exist"),
+        (["cars/images"], "has no known layout"),
+        (["cars/train.json", "nowhere"], "the image folder nowhere does not exist"),
+        (["nowhere.json", "cars/images"], "nowhere.json does not exist"),
+        (["cars", "--plot", "nowhere/a.png"], "cannot write nowhere/a.png: the folder nowhere does not exist"),
+    ],
+)
+def test_bad_input_ends_with_one_sentence(
+    arguments: list[str], message: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert call(monkeypatch, *arguments) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert message in error
+    assert error.count("\n") == 1
+    assert not list(Path().glob("*.png"))
+
+
+@pytest.mark.parametrize("name", ["sirst_v2", "aerial_cars_kit"])
+def test_real_sets(
+    srtod_data: Path, name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert call(monkeypatch, str(srtod_data / name)) == 0
+    objects = {"sirst_v2": "514 134", "aerial_cars_kit": "1,942 651"}[name]
+    assert f"objects {objects}" in [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
