@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import difflib
-import functools
-import operator
-from collections.abc import Callable, Sequence
-from fractions import Fraction
-from types import NoneType
-from typing import Any, Literal, NoReturn, TypeVar, get_args, get_origin, get_type_hints
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NoReturn, TypeVar
+
+from srtod._fields import Group, Kind, build, groups, number
 
 __all__ = ["parse_options"]
 
 Config = TypeVar("Config")
 
 
-def parse_options(config: type[Config], arguments: Sequence[str] | None = None, **about: Any) -> Config:
+def parse_options(
+    config: type[Config],
+    arguments: Sequence[str] | None = None,
+    *,
+    base: Callable[[dict[str, Any]], Mapping[str, Any]] = lambda given: {},
+    **about: Any,
+) -> Config:
     """Reads a dataclass from the command line.
 
     Field `anchor_scale` is the option `--anchor-scale`; a bool is a pair `--name` and `--no-name`; fields that are
@@ -26,14 +29,24 @@ def parse_options(config: type[Config], arguments: Sequence[str] | None = None, 
     program with one sentence and exit status 2.
 
     Args:
-        config: the dataclass; each field has `metadata["doc"]`, and perhaps a second name in `metadata["alias"]`.
+        config: the dataclass; each field is an `srtod._fields.option`.
         arguments: the command line; None for that of the process.
-        about: more arguments of `argparse.ArgumentParser`, such as `prog` and `description`.
+        base: called with the options that were given; returns values that stand in place of the defaults of fields
+            that were not.
+        about: more arguments of `argparse.ArgumentParser`, such as `prog`, `description` and `parents`, parsers of
+            options that only `base` reads.
     """
     parser = _Parser(usage="%(prog)s [options]", allow_abbrev=False, formatter_class=_HelpFormatter, **about)
-    _add_options(parser, config)
-    values = parser.parse_args(arguments)
-    return _read(config, values)
+    parts = list(groups(config))
+    for part in parts:
+        _add_options(parser if len(parts) == 1 else parser.add_argument_group(_title(part.config)), part)
+    given = vars(parser.parse_args(arguments))
+    for name, value in given.items():
+        if isinstance(value, list):
+            if None in value and len(value) > 1:
+                parser.error(f"argument --{name.replace('_', '-')}: none stands alone, without numbers")
+            given[name] = None if value == [None] else tuple(value)
+    return build(config, {**base(given), **given})
 
 
 class _HelpFormatter(argparse.HelpFormatter):
@@ -55,68 +68,44 @@ class _Parser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: error: {message}\n")
 
 
-def _add_options(parser: argparse._ActionsContainer, config: type) -> None:
-    """Adds an option for each field, groups of nested dataclasses first."""
-    types = get_type_hints(config)
-    fields = dataclasses.fields(config)
-    groups = [types[field.name] for field in fields if dataclasses.is_dataclass(types[field.name])]
-    for group in groups:
-        _add_options(parser.add_argument_group(_title(group)), group)
-    if groups:
-        parser = parser.add_argument_group(_title(config))
-    for field in fields:
-        if types[field.name] not in groups:
-            default = "none" if field.default is None else field.default
-            shown = f"{default:g}" if isinstance(default, float) else default
-            names = [field.name, *filter(None, [field.metadata.get("alias")])]
-            parser.add_argument(
-                *(f"--{name.replace('_', '-')}" for name in names),
-                dest=field.name,
-                default=field.default,
-                help=f"{field.metadata['doc']} [{shown}]".replace("%", "%%"),
-                **_how_to_parse(types[field.name]),
-            )
+def _add_options(parser: argparse._ActionsContainer, group: Group) -> None:
+    """Adds an option for each field of a dataclass."""
+    for field, kind in group.fields.values():
+        default = "none" if field.default is None else field.default
+        shown = f"{default:g}" if isinstance(default, float) else default
+        names = [field.name, *filter(None, [field.metadata.get("alias")])]
+        parser.add_argument(
+            *(f"--{name.replace('_', '-')}" for name in names),
+            dest=field.name,
+            default=argparse.SUPPRESS,  # what is not given is absent, and `base` or the dataclass has it
+            help=f"{field.metadata['doc']} [{shown}]".replace("%", "%%"),
+            **_how_to_parse(kind),
+        )
 
 
 def _title(config: type) -> str:
     return (config.__doc__ or config.__name__).splitlines()[0].rstrip(".")
 
 
-def _how_to_parse(kind: Any) -> dict[str, Any]:
+def _how_to_parse(kind: Kind) -> dict[str, Any]:
     """The arguments of `add_argument` for a field's type."""
-    allows_none = NoneType in get_args(kind)
-    if allows_none:
-        kind = functools.reduce(operator.or_, [part for part in get_args(kind) if part is not NoneType])
-    if kind is bool:
+    if kind.base is bool:
         return {"action": argparse.BooleanOptionalAction}
-    if get_origin(kind) is Literal:
-        names = [*get_args(kind)] + ["none"] * allows_none
-        choices = [*get_args(kind)] + [None] * allows_none
+    if kind.base is None:
+        names = [*kind.words] + ["none"] * kind.optional
         return {
-            "type": _or_word(str, {"none": None} if allows_none else {}),
-            "choices": choices,
+            "type": _or_word(str, kind.constants),
+            "choices": [kind.constants[name] for name in names],
             "metavar": "{" + ",".join(names) + "}",
         }
-    literals = [name for part in get_args(kind) if get_origin(part) is Literal for name in get_args(part)]
-    if literals:  # words that are values beside a number, such as `float | Literal["auto"]`
-        [kind] = [part for part in get_args(kind) if get_origin(part) is not Literal]
-    if get_origin(kind) is tuple:
-        return {"type": get_args(kind)[0], "nargs": "+", "metavar": "N"}
-    converters: dict[Any, tuple[Callable[[str], Any], str]] = {
+    converters: dict[type, tuple[Callable[[str], Any], str]] = {
         int: (int, "N"),
         float: (number, "X"),
         str: (str, "TEXT"),
     }
-    convert, metavar = converters[kind]
-    words: dict[str, Any] = {name: name for name in literals} | ({"none": None} if allows_none else {})
-    return {"type": _or_word(convert, words), "metavar": "|".join([*literals, metavar])}
-
-
-def number(text: str) -> float:
-    try:
-        return float(Fraction(text))
-    except ZeroDivisionError as error:
-        raise ValueError(f"{text} divides by 0") from error
+    convert, metavar = converters[kind.base]
+    parsed = {"type": _or_word(convert, kind.constants), "metavar": "|".join([*kind.words, metavar])}
+    return parsed | ({"nargs": "+"} if kind.many else {})
 
 
 def _or_word(convert: Callable[[str], Any], words: dict[str, Any]) -> Callable[[str], Any]:
@@ -127,14 +116,3 @@ def _or_word(convert: Callable[[str], Any], words: dict[str, Any]) -> Callable[[
 
     converted.__name__ = convert.__name__  # argparse names it where a value is refused
     return converted
-
-
-def _read(config: type[Config], values: argparse.Namespace) -> Config:
-    fields: dict[str, Any] = {}
-    for name, kind in get_type_hints(config).items():
-        if isinstance(kind, type) and dataclasses.is_dataclass(kind):
-            fields[name] = _read(kind, values)
-        else:
-            value = getattr(values, name)
-            fields[name] = tuple(value) if isinstance(value, list) else value
-    return config(**fields)

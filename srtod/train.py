@@ -2,31 +2,82 @@
 
 from __future__ import annotations
 
+import argparse
 import logging
 import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypeVar
 
 from srtod._cli import run
 from srtod._options import parse_options
 
+Config = TypeVar("Config")
+
 DESCRIPTION = """Train a detector for tiny objects. Without options: SR-TOD Faster R-CNN on the generated swarm set, a
-few minutes on two CPU cores. Defaults are in brackets."""
-EXAMPLE = """example: python -m srtod.train --train-json train.json --train-images images --test-json test.json
---weights DEFAULT --anchor-scale 4 --no-self-reconstruction"""
+few minutes on two CPU cores. Defaults are in brackets; a configuration comes over them, and options over it."""
+EXAMPLE = """example: python -m srtod.train --config visdrone/cascade_rcnn_matched --data VisDrone2019 --lr 0.0025
+--no-self-reconstruction"""
 
 
 def main() -> None:
-    from srtod.engine import TrainConfig, train
+    from srtod.engine import TrainConfig, is_main_process, train
     from srtod.evaluation import format_table
 
-    config = parse_options(TrainConfig, prog="python -m srtod.train", description=DESCRIPTION, epilog=EXAMPLE)
+    config = parse_run(TrainConfig, prog="python -m srtod.train", description=DESCRIPTION, epilog=EXAMPLE)
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", module="lightning")
     try:
         folder, metrics = train(config)
-    except FloatingPointError as error:
+    except (FloatingPointError, MemoryError) as error:
         raise SystemExit(f"error: {error}") from None
-    print(format_table(metrics))
-    print(f"{folder}: checkpoints, logs, metrics.json and panels")
+    if is_main_process():
+        print(format_table(metrics))
+        print(f"{folder}: checkpoints, logs and report")
+
+
+def parse_run(config: type[Config], **about: str) -> Config:
+    """Reads a `TrainConfig`, or a dataclass that extends it, from the command line, `--config` and `--resume`.
+
+    Args:
+        config: the dataclass.
+        about: `prog`, `description` and `epilog` of the help.
+    """
+    return parse_options(config, base=_configuration, parents=[_configuration_options()], **about)
+
+
+def _configuration_options() -> argparse.ArgumentParser:
+    """The options that stand for many others."""
+    parser = argparse.ArgumentParser(add_help=False)
+    group = parser.add_argument_group("Configurations")
+    group.add_argument(
+        "--config",
+        metavar="NAME|FILE",
+        default=argparse.SUPPRESS,
+        help="a preset, or a YAML file, such as the config.yaml of a run: values in place of the defaults below",
+    )
+    group.add_argument("--list-presets", action=_ListPresets, nargs=0, help="print the presets, one a line, and exit")
+    return parser
+
+
+class _ListPresets(argparse.Action):
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
+        from srtod.engine.presets import describe_presets
+
+        print(describe_presets())
+        parser.exit()
+
+
+def _configuration(given: Mapping[str, Any]) -> dict[str, Any]:
+    """What `--config`, or else the run that `--resume` goes on with, sets."""
+    from srtod.engine.presets import read_config
+
+    run_folder, config = given.get("resume"), given.get("config")
+    if run_folder is not None and config is not None:
+        raise ValueError("--resume takes the configuration of the run that it goes on with; leave out --config")
+    if run_folder is not None:
+        return read_config(Path(run_folder) / "config.yaml")
+    return {} if config is None else read_config(config)
 
 
 if __name__ == "__main__":

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import argparse
 from dataclasses import dataclass
 from typing import Literal
 
 import pytest
 
+from srtod._fields import option
 from srtod._options import parse_options
-from srtod.engine.config import TrainConfig, option
+from srtod.engine.config import TrainConfig
 
 
 @dataclass(frozen=True)
@@ -29,6 +31,7 @@ class Outer:
     size: int | None = option(8, "a number or none")
     name: str = option("a", "some text")
     scale: float | Literal["auto"] | None = option(2.0, "a number or a word", alias="zoom")
+    jitter: tuple[float, ...] | None = option((1.0, 2.0), "some numbers")
 
 
 def test_defaults() -> None:
@@ -44,6 +47,27 @@ def test_every_type() -> None:
 def test_a_number_or_a_word(text: str, value: float | str | None) -> None:
     assert parse_options(Outer, ["--scale", text]).scale == value
     assert parse_options(Outer, ["--zoom", text]).scale == value
+
+
+def test_lists_of_numbers() -> None:
+    assert parse_options(Outer, ["--jitter", "1/2", "3", "--steps", "8"]) == Outer(jitter=(0.5, 3.0), steps=(8,))
+    assert parse_options(Outer, ["--jitter", "none"]).jitter is None
+
+
+def test_options_come_over_the_base_and_the_base_over_the_defaults() -> None:
+    parser = argparse.ArgumentParser(add_help=False)
+    parser.add_argument("--file")
+    seen = []
+
+    def base(given: dict[str, object]) -> dict[str, object]:
+        seen.append(given)
+        return {"name": "b", "size": 3, "anchor_scale": 1.0, "enabled": False}
+
+    options = parse_options(
+        Outer, ["--file", "f", "--size", "none", "--name", "a", "--enabled"], base=base, parents=[parser]
+    )
+    assert options == Outer(Inner(1.0), size=None, name="a", enabled=True)
+    assert seen == [{"file": "f", "size": None, "name": "a", "enabled": True}]
 
 
 def test_none_is_not_a_choice_where_it_is_a_value() -> None:
@@ -64,6 +88,7 @@ def test_none_is_not_a_choice_where_it_is_a_value() -> None:
         ("--size 2.5", "argument --size: invalid int value: '2.5'"),
         ("--resize cubic", "argument --resize: invalid choice: 'cubic'"),
         ("--name", "argument --name: expected one argument"),
+        ("--steps 8 none", "argument --steps: none stands alone, without numbers"),
         ("--scale Auto", "argument --scale/--zoom: invalid number value: 'Auto'"),
     ],
 )

@@ -8,13 +8,17 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import yaml
 
 from srtod import train
 from srtod._cli import run
 from srtod.checkpoint import load_detector
+from srtod.engine import TrainConfig, preset_names, read_config
 
 QUICK = [
     *("--channels", "16", "--swarm-images", "10", "--swarm-size", "128", "--limit-batches", "1"),
@@ -44,8 +48,98 @@ def test_a_short_run_prints_the_table_and_the_folder(
     assert call(monkeypatch, "--epochs", "1", "--no-self-reconstruction", "--panels", "1") == 0
     printed = capsys.readouterr().out
     assert "AP50" in printed
-    assert printed.endswith("runs/swarm: checkpoints, logs, metrics.json and panels\n")
+    assert printed.endswith("runs/swarm: checkpoints, logs and report\n")
     assert load_detector("runs/swarm/checkpoints/best.ckpt").detector.self_reconstruction is None
+
+
+@pytest.fixture
+def configured(monkeypatch: pytest.MonkeyPatch) -> Callable[..., TrainConfig]:
+    """The configuration that a command line trains with, without the training."""
+
+    def configure(*arguments: str) -> TrainConfig:
+        seen: list[TrainConfig] = []
+
+        def stop(config: TrainConfig) -> None:
+            seen.append(config)
+            raise SystemExit(0)
+
+        monkeypatch.setattr(sys, "argv", ["train", *arguments])
+        monkeypatch.setattr("srtod.engine.train", stop)
+        with pytest.raises(SystemExit):
+            train.main()
+        [config] = seen
+        return config
+
+    return configure
+
+
+def test_options_come_over_a_configuration(configured: Callable[..., TrainConfig]) -> None:
+    preset = TrainConfig.from_dict(read_config("visdrone/cascade_rcnn_paper"))
+    assert configured("--config", "visdrone/cascade_rcnn_paper") == preset
+    changed = configured(
+        "--config=visdrone/cascade_rcnn_paper", "--data", "VisDrone", "--lr", "0.01", "--lr-steps", "9"
+    )
+    assert changed == TrainConfig.from_dict(preset.as_dict() | {"data": "VisDrone", "lr": 0.01, "lr_steps": (9,)})
+    off = configured("--no-self-reconstruction", "--clip-grad-norm", "none", "--config", "sirst_v2")
+    assert not off.model.self_reconstruction
+    assert off.clip_grad_norm is None
+    assert configured() == TrainConfig()
+
+
+def test_a_saved_configuration_is_trained_or_resumed_as_it_is(
+    configured: Callable[..., TrainConfig], tmp_path: Path
+) -> None:
+    config = TrainConfig.from_dict(read_config("drones_rgb") | {"output": str(tmp_path), "threshold": 1 / 3})
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config.as_dict(), sort_keys=False))
+    assert configured("--config", str(tmp_path / "config.yaml")) == config
+    resumed = configured("--resume", str(tmp_path), "--epochs", "18")
+    assert resumed == replace(config, resume=str(tmp_path), epochs=18)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("--config visdrone/cascade_rcn_paper", "did you mean visdrone/cascade_rcnn_paper?"),
+        ("--config absent.yaml", "there is no file absent.yaml; pass a YAML file or the name of a preset"),
+        ("--config bad.yaml", "bad.yaml, line 2: unknown option 'lrr'; did you mean lr?"),
+        ("--resume absent", "there is no file absent/config.yaml"),
+        ("--resume run --config sirst_v2", "--resume takes the configuration of the run that it goes on with"),
+        ("--config", "argument --config: expected one argument"),
+        ("--confg sirst_v2", "unknown option --confg; did you mean --config?"),
+        ("--config data.yaml --train-json x.json", "data and train_json both say what to train on"),
+    ],
+)
+def test_bad_configurations_end_with_one_sentence(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    arguments: str,
+    message: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("bad.yaml").write_text("# comment\nlrr: 1\n")
+    Path("data.yaml").write_text("data: folder\n")
+    assert call(monkeypatch, *arguments.split()) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["bad.yaml", "data.yaml"]
+
+
+def test_list_presets_prints_each_with_its_description(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert call(monkeypatch, "--list-presets") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == preset_names()
+    assert max(map(len, lines)) <= 160
+
+
+def test_help_lists_every_option(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    assert call(monkeypatch, "--help") == 0
+    text = capsys.readouterr().out
+    for name in ("config", "list-presets", *TrainConfig().as_dict()):
+        assert f"--{name.replace('_', '-')}" in text
 
 
 @pytest.mark.parametrize(
@@ -123,7 +217,7 @@ def test_ctrl_c_keeps_the_last_checkpoint_and_says_where(tmp_path: Path) -> None
     process.send_signal(signal.SIGINT)
     _, error = process.communicate(timeout=60)
     assert process.returncode == 130, error
-    assert f"the last finished epoch is in {last}" in error
+    assert f"the last checkpoint is {last}, and --resume {tmp_path / 'run'} goes on from it" in error
     assert "Traceback" not in error
     assert load_detector(last).class_names == ["drone"]
     assert not list(tmp_path.rglob("*.part"))

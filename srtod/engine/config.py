@@ -3,21 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from srtod._fields import build, check_ranges, option
 from srtod.models.anchors import ANCHORS
 from srtod.models.backbones import default_trainable_layers
 
-__all__ = ["DataConfig", "ModelConfig", "TrainConfig", "option"]
-
-
-def option(default: Any, doc: str, *, alias: str | None = None) -> Any:
-    """A dataclass field whose documentation is at hand when the program runs: `--help` prints it.
-
-    `alias` is a second name of the field on the command line.
-    """
-    return dataclasses.field(default=default, metadata={"doc": doc, "alias": alias})
+__all__ = ["DataConfig", "ModelConfig", "TrainConfig"]
 
 
 @dataclass(frozen=True)
@@ -51,7 +45,11 @@ class ModelConfig:
     detections_per_image: int = option(100, "the most detections an image")
     score_threshold: float = option(0.05, "detections must score above this")
     nms_threshold: float = option(0.5, "IoU above which the lower-scoring of two detections of a class is dropped")
-    min_size: int | None = option(None, "resize images to this shorter side, in pixels; none: keep their own size")
+    min_size: tuple[int, ...] | None = option(
+        None,
+        "resize images to this shorter side, in pixels; of several, one is drawn for each training image and the last "
+        "is used otherwise; none: keep their own size",
+    )
     max_size: int | None = option(None, "the longer side never exceeds this, in pixels; none: no limit")
     scale: float = option(1.0, "factor on the images' own size where min-size is none")
     sac: bool = option(
@@ -98,17 +96,54 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class DataConfig:
-    """The data: COCO files, or else the generated swarm set."""
+    """The data: a folder, or COCO files, or else the generated swarm set.
 
-    train_json: str | None = option(None, "COCO annotations to train on; none: the generated swarm set")
+    Raises:
+        ValueError: if a value is out of its range, or two do not go together.
+    """
+
+    data: str | None = option(
+        None,
+        "folder of a data set, laid out as COCO, YOLO, VisDrone-DET, DroneSwarms or AI-TOD, which is found out; none: "
+        "train-json, or else the generated swarm set",
+    )
+    train_split: str = option("train", "the part of data to train on")
+    test_split: str | None = option(None, "the part of data to evaluate on; none: test, or val where there is no test")
+    train_json: str | None = option(None, "COCO annotations to train on, in place of data")
     train_images: str | None = option(None, "folder of the images of train-json")
     test_json: str | None = option(None, "COCO annotations to evaluate on")
     test_images: str | None = option(None, "folder of the images of test-json; none: train-images")
-    swarm_images: int = option(240, "swarm set: training images; a fifth as many to evaluate on")
-    swarm_size: int = option(192, "swarm set: side of the images, in pixels")
-    horizontal_flip: float = option(0.5, "probability of the horizontal flip in training")
-    batch_size: int = option(2, "images a training step")
-    workers: int = option(0, "processes that load images beside the training process")
+    swarm_images: int = option(240, "swarm set: training images; a fifth as many to evaluate on", within="positive")
+    swarm_size: int = option(192, "swarm set: side of the images, in pixels", within="positive")
+    horizontal_flip: float = option(0.5, "probability of the horizontal flip in training", within="share")
+    scale_jitter: tuple[float, ...] | None = option(
+        None, "low and high: resize each training image by a factor drawn between them; none: never", within="positive"
+    )
+    crop: int | None = option(
+        None,
+        "side of a square cut out of each training image, with its tiny objects, in pixels; none: all of it",
+        within="positive",
+    )
+    photometric: float = option(
+        0.0, "probability of a change of brightness, contrast, saturation and hue in training", within="share"
+    )
+    copy_paste: int = option(
+        0, "at most so many tiny objects are pasted into each training image, copied within it", within="natural"
+    )
+    batch_size: int = option(2, "images a training step, on each device", within="positive")
+    workers: int = option(0, "processes that load images beside the training process", within="natural")
+    skip_bad_images: bool = option(
+        False, "leave out images that cannot be decoded, and count them, instead of stopping"
+    )
+
+    def __post_init__(self) -> None:
+        check_ranges(self)
+        if self.scale_jitter is not None and (
+            len(self.scale_jitter) != 2 or self.scale_jitter != tuple(sorted(self.scale_jitter))
+        ):
+            raise ValueError(f"scale_jitter must be a low and a high factor, such as 0.8 1.25, got {self.scale_jitter}")
+        if self.data is not None and self.train_json is not None:
+            raise ValueError("data and train_json both say what to train on; pass one of them")
 
 
 @dataclass(frozen=True)
@@ -126,41 +161,64 @@ class TrainConfig:
 
     model: ModelConfig = ModelConfig()
     data: DataConfig = DataConfig()
-    epochs: int = option(6, "passes over the training set")
-    lr: float = option(0.02, "learning rate of SGD after the warm-up")
-    momentum: float = option(0.9, "momentum of SGD")
-    weight_decay: float = option(1e-4, "weight decay of SGD; not on the threshold, biases and norms")
+    epochs: int = option(6, "passes over the training set", within="positive")
+    lr: float = option(0.02, "learning rate of SGD after the warm-up", within="positive")
+    lr_batch: int | None = option(
+        None,
+        "images a step that lr is meant for: a run with more or fewer scales lr in proportion; none: lr as it is",
+        within="positive",
+    )
+    momentum: float = option(0.9, "momentum of SGD", within="natural")
+    weight_decay: float = option(1e-4, "weight decay of SGD; not on the threshold, biases and norms", within="natural")
     threshold_lr: float = option(
         0.01,
         "learning rate of the threshold, as a share of lr: its unit is the white of an image, and it moves by 1/255s",
+        within="natural",
     )
     lr_steps: tuple[int, ...] | None = option(
         None, "epochs after which the learning rate drops to a tenth; none: after 2/3 and 11/12 of them, as 8 11 of 12"
     )
-    warmup: int = option(500, "steps over which the learning rate rises from 0.001 of it; at most a tenth of the run's")
-    clip_grad_norm: float | None = option(10.0, "scale gradients down to this norm over all parameters; none: never")
-    eval_every: int = option(1, "epochs between evaluations; divides epochs")
-    seed: int = option(0, "seed of the weights, the order of the data and the augmentation")
+    warmup: int | None = option(
+        None,
+        "steps over which the learning rate rises from 0.001 of it; none: 500, or a tenth of the run's if that is less",
+        within="natural",
+    )
+    accumulate: int = option(1, "batches whose gradients make one step", within="positive")
+    clip_grad_norm: float | None = option(
+        10.0, "scale gradients down to this norm over all parameters; none: never", within="positive"
+    )
+    ema: float | None = option(
+        None, "decay of the averaged weights that are evaluated and saved, such as 0.999; none: the weights themselves"
+    )
+    eval_every: int = option(1, "epochs between evaluations; divides epochs", within="positive")
+    early_stop: int | None = option(
+        None, "end after so many evaluations without a better AP; none: never", within="positive"
+    )
+    save_every: int | None = option(
+        None, "steps between saves of last.ckpt within an epoch; none: at its end alone", within="positive"
+    )
+    seed: int = option(0, "seed of the weights, the order of the data and the augmentation", within="natural")
+    deterministic: bool = option(False, "use deterministic algorithms alone, so that a run can be repeated bit by bit")
     precision: Literal["32-true", "bf16-mixed", "16-mixed"] = option("32-true", "floating-point precision")
+    compile: bool = option(False, "compile the model with torch.compile")
     accelerator: Literal["auto", "cpu", "cuda"] = option("auto", "where to train")
-    threads: int | None = option(None, "threads of the CPU; none: PyTorch's choice")
-    limit_batches: int | None = option(None, "only so many batches of each epoch and evaluation: a quick trial")
-    panels: int = option(4, "test images to make pictures of at the end")
+    devices: int = option(1, "GPUs of each machine, or processes on the CPU", within="positive")
+    nodes: int = option(1, "machines", within="positive")
+    threads: int | None = option(None, "threads of the CPU; none: PyTorch's choice", within="positive")
+    limit_batches: int | None = option(
+        None, "only so many batches of each epoch and evaluation: a quick trial", within="positive"
+    )
+    panels: int = option(12, "test images to make pictures of in the report, worst misses first", within="natural")
+    wandb: str | None = option(None, "also log to this project of Weights & Biases, which must be installed")
     output: str | None = option(None, "the run's folder, never overwritten: runs/x becomes runs/x-2; none: runs/<data>")
+    resume: str | None = option(
+        None, "folder of a run to go on with, from its last checkpoint and with its configuration"
+    )
 
     def __post_init__(self) -> None:
-        positive = {name: getattr(self, name) for name in ("epochs", "lr", "eval_every", "threads", "limit_batches")}
-        positive |= {"clip_grad_norm": self.clip_grad_norm, "batch_size": self.data.batch_size}
-        for name, value in positive.items():
-            if value is not None and value <= 0:
-                raise ValueError(f"{name} must be positive, got {value}")
-        natural = {
-            name: getattr(self, name)
-            for name in ("momentum", "weight_decay", "threshold_lr", "warmup", "seed", "panels")
-        }
-        for name, value in (natural | {"workers": self.data.workers}).items():
-            if value < 0:
-                raise ValueError(f"{name} must not be negative, got {value}")
+        check_ranges(self)
+        if self.ema is not None and not 0 < self.ema < 1:
+            raise ValueError(f"ema must be between 0 and 1, such as 0.999, got {self.ema}")
         if self.epochs % self.eval_every:
             raise ValueError(
                 f"eval_every must divide epochs, so that the last epoch is evaluated, got {self.eval_every} and "
@@ -180,3 +238,8 @@ class TrainConfig:
         """All options in one plain dictionary, by name."""
         plain = dataclasses.asdict(self)
         return plain.pop("model") | plain.pop("data") | plain
+
+    @classmethod
+    def from_dict(cls, options: Mapping[str, Any]) -> TrainConfig:
+        """The run with these options, by name, and the defaults of all others; such as `read_config` gives."""
+        return build(cls, options)

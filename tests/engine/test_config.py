@@ -28,7 +28,8 @@ def test_given_milestones_are_kept() -> None:
 def test_as_dict_holds_every_option_by_name() -> None:
     config = TrainConfig(ModelConfig(channels=16), DataConfig(batch_size=3), epochs=5).as_dict()
     assert (config["channels"], config["batch_size"], config["epochs"]) == (16, 3, 5)
-    assert not {"model", "data"} & set(config)
+    assert "model" not in config
+    assert config["data"] is None
 
 
 @pytest.mark.parametrize(
@@ -37,8 +38,6 @@ def test_as_dict_holds_every_option_by_name() -> None:
         ({"epochs": 0}, "epochs must be positive, got 0"),
         ({"lr": -0.1}, "lr must be positive"),
         ({"clip_grad_norm": 0.0}, "clip_grad_norm must be positive"),
-        ({"data": DataConfig(batch_size=0)}, "batch_size must be positive"),
-        ({"data": DataConfig(workers=-1)}, "workers must not be negative"),
         ({"seed": -1}, "seed must not be negative"),
         ({"epochs": 10, "eval_every": 3}, "eval_every must divide epochs"),
         ({"lr_steps": (8, 4)}, "lr_steps must be rising"),
@@ -47,6 +46,38 @@ def test_as_dict_holds_every_option_by_name() -> None:
 def test_values_out_of_range_are_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         TrainConfig(**options)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"ema": 1.0}, "ema must be between 0 and 1, such as 0.999, got 1.0"),
+        ({"lr": float("nan")}, "lr must be positive, got nan"),
+        ({"accumulate": 0}, "accumulate must be positive"),
+        ({"lr_batch": 0}, "lr_batch must be positive"),
+        ({"early_stop": 0}, "early_stop must be positive"),
+        ({"save_every": 0}, "save_every must be positive"),
+        ({"devices": 0}, "devices must be positive"),
+        ({"batch_size": 0}, "batch_size must be positive, got 0"),
+        ({"workers": -1}, "workers must not be negative, got -1"),
+        ({"copy_paste": -1}, "copy_paste must not be negative"),
+        ({"photometric": 1.5}, "photometric must be from 0 to 1, got 1.5"),
+        ({"crop": 0}, "crop must be positive"),
+        ({"scale_jitter": (0.5,)}, "scale_jitter must be a low and a high factor, such as 0.8 1.25"),
+        ({"scale_jitter": (2.0, 0.5)}, "scale_jitter must be a low and a high factor"),
+        ({"scale_jitter": (0.0, 2.0)}, "scale_jitter must be positive"),
+        ({"data": "a", "train_json": "b"}, "data and train_json both say what to train on; pass one of them"),
+    ],
+)
+def test_flat_options_out_of_range_are_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        TrainConfig.from_dict(options)
+
+
+def test_from_dict_is_the_inverse_of_as_dict() -> None:
+    config = TrainConfig(ModelConfig(min_size=(640, 800)), DataConfig(data="a", crop=64), epochs=5, ema=0.9)
+    assert TrainConfig.from_dict(config.as_dict()) == config
+    assert TrainConfig.from_dict({}) == TrainConfig()
 
 
 @pytest.mark.parametrize("detector", DETECTORS)

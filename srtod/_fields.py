@@ -1,0 +1,167 @@
+"""Fields of configurations: dataclasses whose fields know their meaning and range, and values read for them."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from fractions import Fraction
+from types import NoneType
+from typing import Any, Literal, NamedTuple, TypeVar, get_args, get_origin, get_type_hints
+
+__all__ = ["Group", "Kind", "build", "check_ranges", "groups", "number", "option", "read_value"]
+
+Config = TypeVar("Config")
+Range = Literal["positive", "natural", "share"]
+
+DEMANDS = {"positive": "be positive", "natural": "not be negative", "share": "be from 0 to 1"}
+
+
+def option(default: Any, doc: str, *, alias: str | None = None, within: Range | None = None) -> Any:
+    """A dataclass field whose documentation is at hand when the program runs: `--help` prints it.
+
+    Args:
+        default: its default.
+        doc: what it means, with its unit.
+        alias: a second name of the field on the command line.
+        within: what `check_ranges` asks of a number: more than 0, not less than 0, or in [0, 1].
+    """
+    return dataclasses.field(default=default, metadata={"doc": doc, "alias": alias, "within": within})
+
+
+def check_ranges(config: Any) -> None:
+    """Raises a ValueError for the first field of a dataclass with a number out of its range."""
+    for field in dataclasses.fields(config):
+        within, value = field.metadata.get("within"), getattr(config, field.name)
+        for part in value if isinstance(value, tuple) else (value,):
+            if within is not None and isinstance(part, int | float) and not _is_within(part, within):
+                raise ValueError(f"{field.name} must {DEMANDS[within]}, got {value}")
+
+
+def _is_within(number: float, within: Range) -> bool:
+    """Whether a number is in a range; NaN is in none."""
+    if within == "positive":
+        return number > 0
+    return number >= 0 if within == "natural" else 0 <= number <= 1
+
+
+@dataclass(frozen=True)
+class Kind:
+    """The type of a field, taken apart.
+
+    Attributes:
+        base: bool, int, float or str; of a tuple, its elements' type; None where words alone are allowed.
+        words: the values of a `Literal`.
+        many: whether it is a tuple.
+        optional: whether None is allowed, which is written `none`.
+    """
+
+    base: type | None
+    words: tuple[str, ...] = ()
+    many: bool = False
+    optional: bool = False
+
+    @classmethod
+    def of(cls, hint: Any) -> Kind:
+        """Takes a type hint apart, such as `float | Literal["auto"] | None`."""
+        parts = get_args(hint) if NoneType in get_args(hint) or _has_literal(hint) else (hint,)
+        words = tuple(word for part in parts if get_origin(part) is Literal for word in get_args(part))
+        bases = [part for part in parts if part is not NoneType and get_origin(part) is not Literal]
+        many = bool(bases) and get_origin(bases[0]) is tuple
+        base = (get_args(bases[0])[0] if many else bases[0]) if bases else None
+        return cls(base, words, many, NoneType in parts)
+
+    @property
+    def constants(self) -> dict[str, Any]:
+        """The words that a value may be written as, and what they stand for."""
+        return ({"none": None} if self.optional else {}) | {word: word for word in self.words}
+
+    def __str__(self) -> str:
+        """What a value should be, in words."""
+        names = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
+        plural = {int: "whole numbers", float: "numbers", str: "names"}
+        said = [f"a list of {plural[self.base]}" if self.many else names[self.base]] if self.base else []
+        return " or ".join(
+            [*said, *([f"one of {', '.join(self.words)}"] if self.words else []), *["none"] * self.optional]
+        )
+
+
+def _has_literal(hint: Any) -> bool:
+    return get_origin(hint) is not Literal and any(get_origin(part) is Literal for part in get_args(hint))
+
+
+class Group(NamedTuple):
+    """A dataclass and those of its fields that are no dataclasses themselves, with their types."""
+
+    config: type
+    fields: dict[str, tuple[dataclasses.Field[Any], Kind]]
+
+
+def groups(config: type) -> Iterator[Group]:
+    """The dataclasses inside a dataclass, at any depth, and last the dataclass itself.
+
+    Names of fields are unique in all of them, so that one flat mapping can hold their values.
+    """
+    hints = get_type_hints(config)
+    own = {}
+    for field in dataclasses.fields(config):
+        hint = hints[field.name]
+        if isinstance(hint, type) and dataclasses.is_dataclass(hint):
+            yield from groups(hint)
+        else:
+            own[field.name] = (field, Kind.of(hint))
+    yield Group(config, own)
+
+
+def build(config: type[Config], values: Mapping[str, Any]) -> Config:
+    """A dataclass from a flat mapping of field names to values; fields that it does not name keep their defaults."""
+    given = {}
+    for name, hint in get_type_hints(config).items():
+        if isinstance(hint, type) and dataclasses.is_dataclass(hint):
+            given[name] = build(hint, values)
+        elif name in values:
+            given[name] = values[name]
+    return config(**given)
+
+
+def read_value(kind: Kind, value: Any) -> Any:
+    """A plain value, as YAML has it, as the value of a field.
+
+    Words may stand for what they mean, a fraction written as text for a number, and one number for a list of one.
+
+    Raises:
+        ValueError: if it is not of that kind.
+    """
+    if value is None and kind.optional:
+        return None
+    if isinstance(value, str) and value in kind.constants:
+        return kind.constants[value]
+    if kind.many:
+        return tuple(_read_scalar(kind, part) for part in (value if isinstance(value, list | tuple) else [value]))
+    return _read_scalar(kind, value)
+
+
+def _read_scalar(kind: Kind, value: Any) -> Any:
+    if kind.base is float and isinstance(value, int | float | str) and not isinstance(value, bool):
+        try:
+            return number(str(value)) if isinstance(value, str) else _finite(float(value))
+        except ValueError:
+            pass
+    elif type(value) is kind.base:
+        return value
+    raise ValueError(f"must be {kind}, got {value!r}")
+
+
+def number(text: str) -> float:
+    """A finite number from its text, which may be a fraction such as 4/255."""
+    try:
+        return float(Fraction(text))
+    except ZeroDivisionError as error:
+        raise ValueError(f"{text} divides by 0") from error
+
+
+def _finite(value: float) -> float:
+    if not math.isfinite(value):
+        raise ValueError(f"{value} is not finite")
+    return value

@@ -1,0 +1,122 @@
+"""Configurations by name or from YAML files: read, put together along `extends`, and checked against the options."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from srtod._fields import Kind, groups, read_value
+
+from .config import TrainConfig
+
+__all__ = ["describe_presets", "preset_names", "read_config"]
+
+CONFIGS = Path(__file__).parents[1] / "configs"
+PARTS = "base/"  # what presets are put together from: not runs of their own
+EXTENDS = "extends"
+
+
+def read_config(name_or_path: str | Path) -> dict[str, Any]:
+    """The options that a preset or a YAML file sets, by name; `TrainConfig.from_dict` makes a run of them.
+
+    A file is a flat mapping of the options' names to values. `extends`, a name or a list of names, puts other
+    configurations under it, later ones over earlier ones: presets, or files relative to its own folder. A fraction such
+    as 4/255 is a number, and `none` is None.
+
+    Args:
+        name_or_path: a preset, such as `visdrone/cascade_rcnn_paper`, or a file, which ends in `.yaml` or `.yml`.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if there is no such preset, or if a file is no mapping, names an option that does not exist or the
+            same one twice, gives a value of another type, or extends itself.
+    """
+    return _resolve(_find(str(name_or_path), Path()), ())
+
+
+def preset_names() -> list[str]:
+    """The presets that come with the package, in alphabetical order."""
+    return [name for name in _shipped() if not name.startswith(PARTS)]
+
+
+def describe_presets() -> str:
+    """Every preset with the comment that its file begins with, a line each."""
+    shipped, names = _shipped(), preset_names()
+    comments = [shipped[name].read_text(encoding="utf-8").partition("\n")[0].lstrip("# ") for name in names]
+    width = max(map(len, names))
+    return "\n".join(f"{name:{width}}  {comment}" for name, comment in zip(names, comments, strict=True))
+
+
+def _shipped() -> dict[str, Path]:
+    """The package's files by name: their path in `srtod/configs` without the ending."""
+    paths = sorted(CONFIGS.rglob("*.yaml"))
+    return {path.relative_to(CONFIGS).with_suffix("").as_posix(): path for path in paths}
+
+
+def _find(name: str, folder: Path) -> Path:
+    """The file of a preset, or the one of this name relative to `folder`."""
+    if name.endswith((".yaml", ".yml")):
+        if not (folder / name).is_file():
+            raise FileNotFoundError(f"there is no file {folder / name}; pass a YAML file or the name of a preset")
+        return folder / name
+    shipped = _shipped()
+    if name not in shipped:
+        near = difflib.get_close_matches(name, shipped, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(preset_names())}"
+        raise ValueError(f"there is no preset {name!r}, and the name of a file ends in .yaml; {hint}")
+    return shipped[name]
+
+
+def _resolve(path: Path, above: tuple[Path, ...]) -> dict[str, Any]:
+    """The options of a file over those of the files that it extends; `above` led to it."""
+    chain = (*above, path.resolve())
+    if chain[-1] in above:
+        raise ValueError(f"{path} extends itself ({' -> '.join(file.name for file in chain)}); take one `extends` out")
+    own = _read(path)
+    options: dict[str, Any] = {}
+    for name in own.pop(EXTENDS, ()):
+        options |= _resolve(_find(name, path.parent), chain)
+    return options | own
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """What one file says, checked; `extends` as a tuple of names."""
+    kinds = {name: kind for group in groups(TrainConfig) for name, (_, kind) in group.fields.items()}
+    kinds[EXTENDS] = Kind(str, many=True)
+    options: dict[str, Any] = {}
+    for name, value, line in _entries(path):
+        where = f"{path}, line {line}"
+        if name not in kinds:
+            near = difflib.get_close_matches(str(name).replace("-", "_"), kinds, n=1)
+            hint = f"did you mean {near[0]}?" if near else "`python -m srtod.train --help` lists all"
+            raise ValueError(f"{where}: unknown option {name!r}; {hint}")
+        if name in options:
+            raise ValueError(f"{where}: {name} is given twice; keep one")
+        try:
+            options[name] = read_value(kinds[name], value)
+        except ValueError as error:
+            raise ValueError(f"{where}: {name} {error}") from None
+    return options
+
+
+def _entries(path: Path) -> Iterator[tuple[Any, Any, int]]:
+    """Key, value and line of each entry of a YAML file."""
+    try:
+        loader = yaml.SafeLoader(path.read_text(encoding="utf-8"))
+        node = loader.get_single_node()
+        entries = [] if node is None else node.value if isinstance(node, yaml.MappingNode) else None
+        if entries is None:
+            raise ValueError(f"{path} must have one `option: value` a line")
+        for key, value in entries:
+            line = key.start_mark.line + 1
+            yield loader.construct_object(key, deep=True), loader.construct_object(value, deep=True), line
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = path if mark is None else f"{path}, line {mark.line + 1}"
+        raise ValueError(f"{where}: not valid YAML ({getattr(error, 'problem', None) or error})") from None
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not text in UTF-8 ({error.reason})") from None
