@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 from torch import Tensor
 
-from srtod.models import ImageReconstruction, build_detector
-from srtod.visualization import COLOURS, HEAT, draw_boxes, heat_map, panel, save_panels
+from srtod.models import ImageReconstruction
+from srtod.visualization import draw_boxes, draw_detections, heat_map, panel, reconstruction_figure
+from srtod.visualization.figures import COLOURS, HEAT
 
 GREEN = tuple(bytes.fromhex(COLOURS[0][1:]))
 
@@ -22,6 +21,19 @@ def objects(*boxes: list[float]) -> dict[str, Tensor]:
         "labels": torch.ones(len(boxes), dtype=torch.int64),
         "scores": torch.linspace(0.9, 0.1, len(boxes)),
     }
+
+
+def reconstructed(height: int, width: int, stride: int = 4) -> ImageReconstruction:
+    rows, columns = -(-height // stride), -(-width // stride)
+    return ImageReconstruction(
+        image=torch.zeros(3, height, width),
+        reconstruction=torch.full((3, height, width), 0.5),
+        difference=torch.zeros(1, height, width),
+        filter=torch.ones(1, rows, columns),
+        features=torch.linspace(1, 2, rows * columns).reshape(1, rows, columns),
+        enhanced=torch.linspace(1, 3, rows * columns).reshape(1, rows, columns),
+        stride=stride,
+    )
 
 
 def coloured(picture: Image.Image) -> list[tuple[int, int]]:
@@ -47,21 +59,74 @@ def test_heat_map_runs_from_black_to_light_yellow() -> None:
     picture = heat_map(torch.tensor([[[0.0, 0.05, 0.1, 0.3]]]), top=0.1)
     pixels = [picture.getpixel((x, 0)) for x in range(4)]
     assert pixels == [HEAT[0], HEAT[2], HEAT[-1], HEAT[-1]]
+    raised = heat_map(torch.tensor([[[0.0, 0.05, 0.1, 0.3]]]), top=0.3, bottom=0.1)
+    assert [raised.getpixel((x, 0)) for x in range(4)] == [HEAT[0], HEAT[0], HEAT[0], HEAT[-1]]
 
 
 def test_a_panel_of_five_pictures() -> None:
-    parts = ImageReconstruction(
-        image=torch.zeros(3, 63, 90),
-        reconstruction=torch.full((3, 63, 90), 0.5),
-        difference=torch.zeros(1, 63, 90),
-        filter=torch.ones(1, 16, 23),
-    )
+    parts = reconstructed(63, 90)
     image = torch.zeros(3, 63, 90)
     five = panel(image, objects([4, 4, 9, 9]), objects(), parts, class_names=["drone"])
     two = panel(image, objects([4, 4, 9, 9]), objects(), class_names=["drone"])
     tile = 6 * 90
     assert five.size == (8 + 5 * (tile + 8), 26 + 6 * 63 + 8)
     assert two.size == (8 + 2 * (tile + 8), five.size[1])
+
+
+@pytest.mark.parametrize("stride", [4, 8])
+def test_a_figure_of_six_pictures(stride: int) -> None:
+    figure = reconstruction_figure(reconstructed(63, 90, stride))
+    width, height = 6 * 90, 6 * 63
+    assert figure.size == (8 + 3 * (width + 8), 2 * (26 + height + 8))
+
+    def tile(row: int, column: int) -> np.ndarray:
+        left, top = 8 + column * (width + 8), row * (26 + height + 8) + 26
+        return np.array(figure.crop((left, top, left + width, top + height)))
+
+    assert (tile(0, 0) == 0).all()
+    assert (tile(0, 1) == 127).all()
+    assert (tile(0, 2) == HEAT[0]).all()
+    assert (tile(1, 0) == 0).all()
+    before, after = tile(1, 1), tile(1, 2)
+    assert tuple(after[-1, -1]) == HEAT[-1]  # on the one scale of both, the larger value alone is the lightest
+    assert tuple(before[-1, -1]) != HEAT[-1]
+    row, column = 3 * 6 * stride, 4 * 6 * stride
+    cell = before[row : row + 6 * stride, column : column + 6 * stride]
+    assert (cell == cell[0, 0]).all()
+    assert (before[row - 1, column] != cell[0, 0]).any()
+
+
+def test_titles_of_large_figures_grow_with_them() -> None:
+    assert reconstruction_figure(reconstructed(100, 1920)).size == (8 + 3 * 1928, 2 * (3 * 26 + 100 + 8))
+
+
+def captioned(*boxes: list[float]) -> np.ndarray:
+    """Where captions are, in a picture of 512 x 512 without its boxes, bool `[512, 512]`."""
+    found = objects(*boxes) | {"scores": torch.full((len(boxes),), 0.9)}
+    picture = draw_detections(torch.full((3, 512, 512), 0.5), found, ["drone", "bird"])
+    plain = draw_boxes(torch.full((3, 512, 512), 0.5), found["boxes"], found["labels"])
+    return (np.array(picture.crop((8, 26, 520, 538))) != np.array(plain)).any(-1)
+
+
+def test_captions_stand_beside_their_boxes() -> None:
+    rows, columns = np.nonzero(captioned([100, 100, 108, 106]))
+    assert 80 < rows.min() < rows.max() < 99  # above
+    assert 95 < columns.min() < columns.max() < 200
+    rows, _ = np.nonzero(captioned([100, 2, 108, 8]))
+    assert 8 < rows.min() < rows.max() < 30  # below, where there is no room above
+
+
+def test_captions_hide_no_object() -> None:
+    lattice = [[x, y, x + 8, y + 8] for x in range(20, 480, 16) for y in range(20, 480, 16)]
+    places = captioned(*lattice)
+    assert places.any()
+    assert not any(places[y - 1 : y + 9, x - 1 : x + 9].any() for x, y, _, _ in lattice)
+
+
+def test_one_class_needs_no_name_in_captions() -> None:
+    image, found = torch.zeros(3, 512, 512), objects([100, 100, 108, 106])
+    named, plain = (np.array(draw_detections(image, found, names)) for names in (["drone", "bird"], ["drone"]))
+    assert (plain != named).any()
 
 
 def test_only_confident_detections_are_drawn() -> None:
@@ -78,13 +143,23 @@ def test_only_confident_detections_are_drawn() -> None:
     assert drawn(0.95) == 0 < drawn(0.5) < drawn(0.05)
 
 
-@pytest.mark.parametrize("self_reconstruction", [True, False])
-def test_save_panels(tmp_path: Path, self_reconstruction: bool) -> None:
-    torch.manual_seed(0)
-    detector = build_detector(
-        "faster_rcnn", 2, self_reconstruction=self_reconstruction, backbone="mobilenet_v2", channels=16, min_size=100
-    ).eval()
-    sample = (torch.rand(3, 70, 97), objects([10, 10, 20, 18]) | {"file_name": "folder/a.jpg"})
-    [file] = save_panels(detector, [sample], ["drone"], tmp_path / "panels")
-    assert file == tmp_path / "panels" / "a.png"
-    assert Image.open(file).width > (2000 if self_reconstruction else 900)
+@pytest.mark.parametrize("enlarge", [1, 3])
+def test_missed_objects_are_marked_further_out(enlarge: int) -> None:
+    missed = torch.tensor([[20.0, 20, 28, 26]])
+    none = torch.zeros(0, 4)
+    picture = draw_boxes(torch.ones(3, 60, 60), none, torch.zeros(0), missed=missed, enlarge=enlarge)
+    dark = np.argwhere((np.array(picture) != 255).all(-1))  # the rim, on white
+    assert dark.min(0).tolist() == [20 * enlarge - 7, 20 * enlarge - 7]
+    assert dark.max(0).tolist() == [26 * enlarge + 6, 28 * enlarge + 6]
+    inside = np.array(picture)[20 * enlarge : 26 * enlarge, 20 * enlarge : 28 * enlarge]
+    assert (inside == 255).all()
+
+
+def test_a_panel_counts_and_marks_what_was_missed() -> None:
+    pictures = [
+        panel(torch.zeros(3, 512, 512), objects([9, 9, 20, 20]), objects(), class_names=["drone"], missed=missed)
+        for missed in (None, torch.tensor([[9.0, 9, 20, 20]]))
+    ]
+    rows, columns = np.nonzero((np.array(pictures[0]) != np.array(pictures[1])).any(-1))
+    assert columns.min() > pictures[0].width / 2  # in the last picture and its title alone
+    assert rows.min() < 26 < rows.max()

@@ -1,0 +1,302 @@
+"""`python -m srtod.predict`: what it writes, under which ids, and that it is there whole or not at all."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+from torchvision.transforms.v2 import functional as F
+
+import srtod
+from srtod import evaluate, predict
+from srtod._cli import run
+from srtod.checkpoint import describe, write_checkpoint
+from srtod.evaluation import coco_results
+from srtod.models import build_detector
+from srtod.prediction import find_images, predict_folder
+from srtod.prediction import folder as prediction_folder
+
+CATEGORIES = [{"id": 3, "name": "drone"}, {"id": 7, "name": "bird"}, {"id": 9, "name": "kite"}]
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> Path:
+    """A folder of four images of several kinds, with other files beside them."""
+    folder = tmp_path / "images"
+    (folder / "sub").mkdir(parents=True)
+    (folder / ".hidden").mkdir()
+    picture = F.to_pil_image(torch.rand(3, 40, 56, generator=torch.Generator().manual_seed(0)))
+    picture.save(folder / "b.png")
+    picture.convert("L").save(folder / "b.TIF")
+    picture.convert("P").save(folder / "sub" / "a.png")
+    Image.new("I;16", (50, 40), 9999).save(folder / "c.tiff")
+    picture.save(folder / ".hidden" / "d.png")
+    (folder / "notes.txt").write_text("no image")
+    return folder
+
+
+def call(*arguments: object, program: Any = predict) -> int | str:
+    """The exit status of the command line."""
+    argv, sys.argv = sys.argv, [program.__name__, *map(str, arguments)]
+    try:
+        run(program.main)
+    except SystemExit as end:
+        return end.code or 0
+    finally:
+        sys.argv = argv
+    return 0
+
+
+def ground_truth(path: Path, *names: str, size: tuple[int, int] = (56, 40)) -> Path:
+    """A COCO file that lists images under the ids 10, 20, ..., each with an object."""
+    ids = range(10, 10 * len(names) + 1, 10)
+    content = {
+        "images": [
+            {"id": number, "file_name": name, "width": size[0], "height": size[1], "camera": "left"}
+            for number, name in zip(ids, names, strict=True)
+        ],
+        "annotations": [{"id": n, "image_id": n, "category_id": 3, "bbox": [4, 4, 12, 12]} for n in ids],
+        "categories": CATEGORIES,
+    }
+    path.write_text(json.dumps(content))
+    return path
+
+
+def read(path: Path) -> Any:
+    return json.loads(path.read_text())
+
+
+def files(folder: Path) -> list[str]:
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+
+
+def leftovers(folder: Path) -> list[Path]:
+    return [*folder.rglob("*.part"), *folder.rglob("*.before")]
+
+
+def test_a_folder(checkpoint: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "new" / "out"
+    assert call(checkpoint, images, out, "--device", "cpu") == 0
+    pictures = ["b.TIF.png", "b.png.png", "c.png", "sub/a.png"]
+    assert files(out) == ["detections.json", "images.json", *(f"pictures/{name}" for name in pictures)]
+    listed = read(out / "images.json")
+    names = ["b.TIF", "b.png", "c.tiff", "sub/a.png"]
+    assert [(entry["id"], entry["file_name"]) for entry in listed["images"]] == list(enumerate(names, 1))
+    assert [(entry["width"], entry["height"]) for entry in listed["images"]] == [(56, 40), (56, 40), (50, 40), (56, 40)]
+    assert listed["categories"] == CATEGORIES[:2]
+
+    predictor = srtod.Predictor(checkpoint, "cpu")
+    expected = [
+        result
+        for number, name in enumerate(names, 1)
+        for result in coco_results(predictor(images / name), number, predictor.category_ids)
+    ]
+    assert read(out / "detections.json") == expected
+    printed = capsys.readouterr()
+    assert printed.out == f"{out}: {len(expected)} detections in 4 images\n"
+    assert "left out 1 files that are not images: notes.txt" in printed.err
+    assert "4/4" in printed.err
+    assert not leftovers(tmp_path)
+
+
+def test_figures_without_pictures(checkpoint: Path, images: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    assert call(checkpoint, images / "b.png", out, "--device", "cpu", "--figures", "--no-pictures") == 0
+    assert files(out) == ["detections.json", "figures/b.png", "images.json"]
+    assert Image.open(out / "figures" / "b.png").size[0] > 3 * 512
+
+
+def test_ids_of_a_coco_file_and_its_evaluation(
+    checkpoint: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    truth = ground_truth(tmp_path / "gt.json", "sub/a.png", "b.png")
+    assert call(checkpoint, images, tmp_path / "out", "--device", "cpu", "--coco", truth, "--no-pictures") == 0
+    assert f"left out 3 files that are not in {truth}: b.TIF, c.tiff, notes.txt" in capsys.readouterr().err
+    assert {result["image_id"] for result in read(tmp_path / "out" / "detections.json")} == {10, 20}
+    listed = read(tmp_path / "out" / "images.json")["images"]
+    assert listed == read(truth)["images"]
+    assert call(truth, tmp_path / "out" / "detections.json", program=evaluate) == 0
+    assert "AP50" in capsys.readouterr().out
+    assert call(tmp_path / "out" / "images.json", tmp_path / "out" / "detections.json", program=evaluate) == 0
+
+
+def test_the_id_of_one_image_of_a_coco_file(images: Path, tmp_path: Path) -> None:
+    truth = ground_truth(tmp_path / "gt.json", "sub/a.png", "b.png")
+    [entry] = find_images(images / "sub" / "a.png", truth).entries
+    assert (entry["id"], entry["file_name"]) == (10, "a.png")
+    with pytest.raises(ValueError, match=r"gt\.json does not list .*c\.tiff"):
+        find_images(images / "c.tiff", truth)
+
+
+def test_predictions_made_before_are_not_looked_at(images: Path) -> None:
+    (images / "out" / "pictures").mkdir(parents=True)
+    (images / "b.png").rename(images / "out" / "pictures" / "b.png")
+    assert [entry["file_name"] for entry in find_images(images, without=images / "out").entries] == [
+        "b.TIF",
+        "c.tiff",
+        "sub/a.png",
+    ]
+
+
+def test_one_batch_of_images_is_held_at_a_time(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in "abcde":
+        Image.new("RGB", (32, 32)).save(tmp_path / f"{name}.png")
+    predictor = srtod.Predictor(checkpoint, "cpu", batch_size=2)
+    events = []
+    reading, detecting = prediction_folder.read_image, predictor.detect
+    monkeypatch.setattr(prediction_folder, "read_image", lambda path: events.append("read") or reading(path))
+    monkeypatch.setattr(predictor, "detect", lambda batch: events.append(len(batch)) or detecting(batch))
+    predict_folder(predictor, find_images(tmp_path), tmp_path / "out", pictures=False)
+    assert events == ["read", "read", 2, "read", "read", 2, "read", 1]
+
+
+def test_bad_images_stop_it_or_are_counted(
+    checkpoint: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (images / "bad.png").write_bytes((images / "b.png").read_bytes()[:-4000])
+    arguments = [checkpoint, images, tmp_path / "out", "--device", "cpu", "--no-pictures"]
+    assert call(*arguments) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith(f"error: {images / 'bad.png'} cannot be read as an image")
+    assert "skip_bad_images" in error
+    assert not (tmp_path / "out").exists()
+    assert not leftovers(tmp_path)
+
+    assert call(*arguments, "--skip-bad-images") == 0
+    assert "skipped 1 images that cannot be decoded: bad.png" in capsys.readouterr().err
+    listed = read(tmp_path / "out" / "images.json")
+    assert listed["info"]["skipped"] == ["bad.png"]
+    assert [entry["id"] for entry in listed["images"]] == [1, 2, 4, 5]
+
+    assert call(checkpoint, images / "bad.png", tmp_path / "none", "--device", "cpu", "--skip-bad-images") == 2
+    assert "none of the 1 images can be read" in capsys.readouterr().err
+    assert not (tmp_path / "none").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("absent.ckpt images out", "the checkpoint absent.ckpt does not exist"),
+        ("images images out", "the checkpoint images does not exist; pass a .ckpt file"),
+        ("cut.ckpt images out", "cut.ckpt is damaged or not a checkpoint"),
+        ("plain.ckpt images out --figures", "the detector was trained without self-reconstruction and has no figures"),
+        ("a.ckpt absent out", "absent does not exist; pass an image or a folder of images"),
+        ("a.ckpt empty out", "empty and its subfolders hold no image, no file that ends in .bmp,"),
+        ("a.ckpt images images/notes.txt", "images/notes.txt is a file; pass the path of a folder"),
+        ("a.ckpt images images/notes.txt/out", "cannot be made (Not a directory); choose another"),
+        (
+            "a.ckpt images/b.png images --overwrite",
+            "images holds other things than predictions (.hidden, b.TIF, b.png,",
+        ),
+        ("a.ckpt images before", "before already holds predictions; pass another folder, or set overwrite"),
+        ("a.ckpt images out --coco absent.json", "absent.json does not exist"),
+        ("a.ckpt images out --coco more.json", "1 of 2 images of more.json are missing from images: z.png; pass the"),
+        ("a.ckpt images out --coco twice.json", "file name b.png occurs twice"),
+        ("a.ckpt images out --coco size.json", "b.png is 56x40 pixels, but the COCO file says 9x9"),
+        (
+            "a.ckpt images out --coco other.json",
+            "the detector's categories are not those of the COCO file: {3: 'drone'",
+        ),
+        ("a.ckpt images out --device gpu", "device 'gpu' cannot be used"),
+    ],
+)
+def test_bad_input_ends_with_one_sentence_and_changes_nothing(
+    checkpoint: Path,
+    images: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    arguments: str,
+    message: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("a.ckpt").symlink_to(checkpoint)
+    Path("cut.ckpt").write_bytes(checkpoint.read_bytes()[:-1000])
+    if "plain" in arguments:
+        model = {"name": "faster_rcnn", "num_classes": 2, "backbone": "mobilenet_v2", "channels": 16}
+        plain = build_detector(**model, self_reconstruction=False)
+        weights = {f"detector.{name}": value for name, value in plain.state_dict().items()}
+        description = describe(model | {"self_reconstruction": False}, ["drone"], [1])
+        write_checkpoint({"state_dict": weights, "srtod": description}, "plain.ckpt")
+    Path("empty").mkdir()
+    Path("before").mkdir()
+    Path("before", "detections.json").write_text("[]")
+    ground_truth(Path("more.json"), "b.png", "z.png")
+    ground_truth(Path("twice.json"), "b.png", "b.png")
+    ground_truth(Path("size.json"), "b.png", size=(9, 9))
+    other = read(ground_truth(Path("other.json"), "b.png"))
+    other["categories"][1]["name"] = "plane"
+    Path("other.json").write_text(json.dumps(other))
+    before = files(tmp_path)
+    assert call(*arguments.split(), "--no-pictures") == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith("error: ")
+    assert message in error
+    assert files(tmp_path) == before
+    assert not leftovers(tmp_path)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_a_folder_that_cannot_be_written(checkpoint: Path, images: Path, tmp_path: Path) -> None:
+    tmp_path.chmod(0o500)
+    try:
+        assert call(checkpoint, images, tmp_path / "out", "--device", "cpu") == 2
+    finally:
+        tmp_path.chmod(0o700)
+
+
+def test_overwrite_replaces_predictions_once_the_new_ones_are_there(
+    checkpoint: Path, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    arguments = [checkpoint, images / "b.png", out, "--device", "cpu", "--overwrite"]
+    out.mkdir()
+    assert call(*arguments, "--no-pictures") == 0  # an empty folder needs no leave
+    (out / "pictures").mkdir()
+    (out / "pictures" / "old.png").touch()
+    before = files(out)
+
+    def failing(*_: Any, **__: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(prediction_folder, "_save", failing)
+        assert call(*arguments) == 2
+    assert files(out) == before
+    assert not leftovers(tmp_path)
+    assert call(*arguments) == 0
+    assert files(out) == ["detections.json", "images.json", "pictures/b.png"]
+    assert not leftovers(tmp_path)
+
+
+@pytest.mark.parametrize("kind", [signal.SIGINT, signal.SIGKILL])
+def test_killed_in_the_middle_it_leaves_nothing_that_looks_finished(
+    checkpoint: Path, tmp_path: Path, kind: signal.Signals
+) -> None:
+    (tmp_path / "images").mkdir()
+    for number in range(500):
+        Image.new("RGB", (256, 256)).save(tmp_path / "images" / f"{number}.png")
+    command = [sys.executable, "-m", "srtod.predict", checkpoint, "images", "out", "--device", "cpu", "--threads", "1"]
+    process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 120
+    while not list(tmp_path.glob(".out.*.part/pictures/*.png")) and process.poll() is None:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    process.send_signal(kind)
+    _, error = process.communicate(timeout=60)
+    assert process.returncode == (130 if kind == signal.SIGINT else -kind), error
+    assert not (tmp_path / "out").exists()
+    if kind == signal.SIGINT:
+        assert not leftovers(tmp_path)
+        assert error.endswith(f"interrupted; {tmp_path / 'out'} is as it was\n")
