@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import pickle
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 
-from srtod import __version__
+from srtod._version import __version__
 from srtod.models import Detector, build_detector
 
 __all__ = ["TrainedDetector", "describe", "load_detector", "read_checkpoint", "write_checkpoint"]
@@ -40,12 +41,13 @@ class TrainedDetector(NamedTuple):
     metrics: dict[str, float]
 
 
-def load_detector(path: str | Path, device: str | torch.device = "cpu") -> TrainedDetector:
+def load_detector(path: str | Path, device: str | torch.device = "cpu", **options: Any) -> TrainedDetector:
     """Rebuilds a detector from a training checkpoint alone; nothing in the file is executed.
 
     Args:
         path: a checkpoint of `python -m srtod.train`, such as `runs/swarm/checkpoints/best.ckpt`.
         device: where the detector goes.
+        options: arguments of `build_detector` in place of the training run's, such as `score_threshold`.
 
     Raises:
         FileNotFoundError: if there is no such file.
@@ -57,7 +59,7 @@ def load_detector(path: str | Path, device: str | torch.device = "cpu") -> Train
         key.removeprefix(PREFIX): value for key, value in checkpoint["state_dict"].items() if key.startswith(PREFIX)
     }
     try:
-        detector = build_detector(**description["model"])
+        detector = build_detector(**description["model"] | options)
         detector.load_state_dict(state)
     except (RuntimeError, TypeError, ValueError) as error:
         written = description["version"]
@@ -99,7 +101,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     return checkpoint
 
 
-def write_checkpoint(checkpoint: dict[str, Any], path: str | Path) -> None:
+def write_checkpoint(checkpoint: Mapping[Any, Any], path: str | Path) -> None:
     """Writes a checkpoint beside its place and moves it there when it is whole and on the disk.
 
     A full disk, a kill or a power cut leaves what was there before.
@@ -116,6 +118,7 @@ def write_checkpoint(checkpoint: dict[str, Any], path: str | Path) -> None:
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
+        _sync_folder(path.parent)
     except BaseException as error:
         temporary.unlink(missing_ok=True)
         if isinstance(error, (OSError, RuntimeError)):  # torch turns a full disk into a RuntimeError
@@ -124,3 +127,12 @@ def write_checkpoint(checkpoint: dict[str, Any], path: str | Path) -> None:
                 f"the checkpoint {path} could not be written ({reason}); the one before it is kept"
             ) from error
         raise
+
+
+def _sync_folder(folder: Path) -> None:
+    """Puts a folder's names on the disk: until then a power cut may bring back what a file replaced."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,9 +1,12 @@
 """Training: a Lightning module, a data module and callbacks, and `train`, which runs them from a configuration."""
 
-from .callbacks import AtomicCheckpointIO, Evaluation
+from .callbacks import Evaluation
+from .checkpointing import AtomicCheckpointIO
 from .config import DataConfig, ModelConfig, TrainConfig
 from .data import DetectionData
+from .distributed import is_main_process
 from .module import DetectionModule
+from .presets import preset_names, read_config
 from .training import TrainedRun, train
 
 __all__ = [
@@ -15,5 +18,8 @@ __all__ = [
     "ModelConfig",
     "TrainConfig",
     "TrainedRun",
+    "is_main_process",
+    "preset_names",
+    "read_config",
     "train",
 ]

@@ -1,70 +1,34 @@
-"""The data module: opens the sets of a run and loads their batches in an order that depends on the seed alone."""
+"""The data module: opens the sets of a run and loads their batches."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset
 
-from srtod.data import CocoDataset, DetectionDataset, Sample, SwarmDataset, collate, training_transforms
+from srtod.data import (
+    CocoDataset,
+    DetectionDataset,
+    Sample,
+    SwarmDataset,
+    Target,
+    collate,
+    open_folder,
+    training_transforms,
+)
 
-from .config import DataConfig, ModelConfig
+from .config import DataConfig, ModelConfig, TrainConfig
+from .sampling import EpochSampler, EvaluationSamples, TrainingSamples, shard
 
-__all__ = ["DetectionData", "object_sizes", "objects_per_image"]
+__all__ = ["DetectionData", "object_sizes", "objects_per_image", "steps_per_epoch"]
 
 SWARM_SEEDS = (0, 1)  # of the training and the test images: runs of other seeds share their data
-
-
-class EpochSampler(Sampler[tuple[int, int]]):
-    """Shuffled indices, each with a seed for its augmentation; both follow from the run's seed and the epoch alone.
-
-    Neither what the model draws nor the number of workers changes them, so that runs of one seed see the same images,
-    flipped alike, with and without self-reconstruction.
-
-    Args:
-        length: number of images.
-        seed: the run's seed.
-    """
-
-    def __init__(self, length: int, seed: int) -> None:
-        self.length = length
-        self.seed = seed
-        self.epoch = 0
-
-    def set_epoch(self, epoch: int) -> None:
-        """Chooses the order; Lightning calls it before every epoch."""
-        self.epoch = epoch
-
-    def __len__(self) -> int:
-        return self.length
-
-    def __iter__(self) -> Iterator[tuple[int, int]]:
-        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
-        order = torch.randperm(self.length, generator=generator).tolist()
-        seeds = torch.randint(2**31, (self.length,), generator=generator).tolist()
-        yield from zip(order, seeds, strict=True)
-
-
-class SeededDataset(Dataset[Sample]):
-    """A data set whose random transforms draw from the seed that comes with each index of an `EpochSampler`."""
-
-    def __init__(self, dataset: DetectionDataset) -> None:
-        self.dataset = dataset
-
-    def __len__(self) -> int:
-        return len(self.dataset)
-
-    def __getitem__(self, index: tuple[int, int]) -> Sample:
-        position, seed = index
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            return self.dataset[position]
 
 
 class DetectionData(L.LightningDataModule):
@@ -78,6 +42,8 @@ class DetectionData(L.LightningDataModule):
         name: a short name of the data, for the run's folder.
         train_set: the training set, augmented.
         test_set: the test set.
+        unreadable: of the "training" and the "test" images `[N]`, uint8, those that were left out because they cannot
+            be decoded are 1; with `skip_bad_images` the processes that load images set them.
 
     Raises:
         FileNotFoundError: if a file or a folder is missing.
@@ -88,10 +54,18 @@ class DetectionData(L.LightningDataModule):
         super().__init__()
         self.config = config
         self.seed = seed
-        transforms = training_transforms(config.horizontal_flip)
+        transforms = training_transforms(
+            config.horizontal_flip, config.scale_jitter, config.crop, config.photometric, config.copy_paste
+        )
         self.train_set: DetectionDataset
         self.test_set: DetectionDataset
-        if config.train_json is None:
+        if config.data is not None:
+            folder = open_folder(config.data)
+            train, test = folder.choose(config.train_split, config.test_split)
+            self.name = folder.path.resolve().name
+            self.train_set, self.test_set = train.dataset(transforms), test.dataset()
+            self._check_categories(str(train.source), str(test.source))
+        elif config.train_json is None:
             given = [name for name in ("train_images", "test_json", "test_images") if getattr(config, name) is not None]
             if given:
                 raise ValueError(f"{given[0]} is given without train_json; pass the annotations to train on too")
@@ -107,32 +81,73 @@ class DetectionData(L.LightningDataModule):
             self.name = Path(config.train_json).resolve().parent.name
             self.train_set = CocoDataset(config.train_json, config.train_images, transforms)
             self.test_set = CocoDataset(config.test_json, config.test_images or config.train_images)
-            self._check_categories()
+            self._check_categories(config.train_json, config.test_json)
+        self.unreadable = {
+            kind: torch.zeros(len(dataset), dtype=torch.uint8).share_memory_()
+            for kind, dataset in (("training", self.train_set), ("test", self.test_set))
+        }
 
     def train_dataloader(self) -> DataLoader[Sample]:
+        return self._loader(TrainingSamples(self.train_set, self._flags("training")), self._sampler(), collate)
+
+    def val_dataloader(self) -> DataLoader[Sample]:
+        samples = EvaluationSamples(self.test_set, self._flags("test"))
+        return self._loader(samples, shard(len(samples), *self._place()), collate_readable)
+
+    def _loader(self, samples: Dataset[Any], sampler: Iterable[Any], collate: Callable[..., Any]) -> DataLoader[Sample]:
         return DataLoader(
-            SeededDataset(self.train_set),
+            samples,
             batch_size=self.config.batch_size,
-            sampler=EpochSampler(len(self.train_set), self.seed),
+            sampler=sampler,
             num_workers=self.config.workers,
             collate_fn=collate,
             persistent_workers=self.config.workers > 0,
+            # Its own, so that to start an epoch again does not draw from the generator that the model draws from.
+            generator=torch.Generator().manual_seed(self.seed),
         )
 
-    def val_dataloader(self) -> DataLoader[Sample]:
-        return DataLoader(
-            self.test_set, batch_size=self.config.batch_size, num_workers=self.config.workers, collate_fn=collate
-        )
+    def _sampler(self) -> EpochSampler:
+        """The sampler, which in a resumed run starts behind the batches that were done."""
+        rank, world_size = self._place()
+        epoch = done = 0
+        if self.trainer is not None:
+            epoch, loop = self.trainer.current_epoch, self.trainer.fit_loop
+            if loop.restarting:  # within an epoch
+                batches = loop.epoch_loop.batch_progress.current.processed  # type: ignore[attr-defined]
+                done = batches * self.config.batch_size
+        return EpochSampler(len(self.train_set), self.seed, rank=rank, world_size=world_size, epoch=epoch, done=done)
 
-    def _check_categories(self) -> None:
+    def _place(self) -> tuple[int, int]:
+        """The rank of this process, and the number of the run's processes."""
+        return (0, 1) if self.trainer is None else (self.trainer.global_rank, self.trainer.world_size)
+
+    def _flags(self, kind: str) -> Tensor | None:
+        return self.unreadable[kind] if self.config.skip_bad_images else None
+
+    def _check_categories(self, train_source: str, test_source: str) -> None:
         train, test = (
             dict(zip(data.category_ids, data.class_names, strict=True)) for data in (self.train_set, self.test_set)
         )
         if train != test:
             raise ValueError(
-                f"{self.config.train_json} and {self.config.test_json} must list the same categories, got {train} and "
-                f"{test}; give both files the same 'categories'"
+                f"{train_source} and {test_source} must list the same categories, got {train} and {test}; give both "
+                f"the same categories"
             )
+
+
+def collate_readable(batch: list[Sample | None]) -> tuple[list[Tensor], list[Target]]:
+    """`srtod.data.collate` for what `EvaluationSamples` gives; the batch may be empty."""
+    samples = [sample for sample in batch if sample is not None]
+    return collate(samples) if samples else ([], [])
+
+
+def steps_per_epoch(config: TrainConfig, images: int) -> int:
+    """Optimizer steps of an epoch over so many training images; where they do not divide, the last step has fewer.
+
+    (Lightning's own estimate opens the loader before it knows where a resumed run goes on.)
+    """
+    batches = -(-images // (config.devices * config.nodes * config.data.batch_size))
+    return -(-min(batches, config.limit_batches or batches) // config.accumulate)
 
 
 def object_sizes(ground_truth: Mapping[str, Any], model: ModelConfig) -> Tensor:
@@ -163,5 +178,5 @@ def _objects(ground_truth: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
 
 def _resize_factor(model: ModelConfig, height: int, width: int) -> float:
     """What `DetectionTransform` multiplies an image's sides by."""
-    factor = model.scale if model.min_size is None else model.min_size / min(height, width)
+    factor = model.scale if model.min_size is None else model.min_size[-1] / min(height, width)
     return factor if model.max_size is None else min(factor, model.max_size / max(height, width))

@@ -17,18 +17,21 @@ from srtod.data import Target
 from srtod.models import build_detector
 
 from .config import TrainConfig
+from .data import steps_per_epoch
+from .distributed import gather, mean
 
 __all__ = ["DetectionModule", "learning_rate_factor", "parameter_groups"]
 
 WARMUP_FACTOR = 0.001
+DEFAULT_WARMUP = 500
 STEP_FACTOR = 0.1
 
 
 class DetectionModule(L.LightningModule):
-    """Trains a detector by SGD with the paper's schedule: linear warm-up, then steps.
+    """Trains a detector by SGD with the paper's schedule: linear warm-up, then steps; both count optimizer steps.
 
     Logs every loss as `train/<loss>`, their sum as `train/loss`, the `learning_rate`, and the threshold, where
-    there is one, in grey levels as `threshold_x255`.
+    there is one, in grey levels as `threshold_x255`. Losses are the mean over the run's processes.
 
     Args:
         config: the run.
@@ -43,23 +46,31 @@ class DetectionModule(L.LightningModule):
         self.category_ids = list(category_ids)
         self.model = config.model.arguments | {"num_classes": len(class_names) + 1}
         self.detector = build_detector(**self.model)
+        if config.compile:
+            # In place, so that the names of the weights stay. The head's shapes depend on the data, and would have it
+            # compiled again and again.
+            for part in (self.detector.backbone, self.detector.neck, self.detector.self_reconstruction):
+                if part is not None:
+                    part.compile()
 
     def training_step(self, batch: tuple[list[Tensor], list[Target]], batch_index: int) -> Tensor:
         images, targets = batch
         losses = self.detector(images, targets)
-        loss = torch.stack(list(losses.values())).sum()
-        if not bool(loss.isfinite()):
+        parts = torch.stack(list(losses.values()))
+        means = mean(parts.detach())
+        if not bool(means.isfinite().all()):  # in any process: all stop, and none waits for another
             raise FloatingPointError(self._describe_non_finite(losses, targets))
-        self.log("train/loss", loss.detach(), prog_bar=True, batch_size=len(images))
-        self.log_dict({f"train/{name}": value.detach() for name, value in losses.items()}, batch_size=len(images))
+        self.log("train/loss", means.sum(), prog_bar=True, batch_size=len(images))
+        named = zip(losses, means, strict=True)
+        self.log_dict({f"train/{name}": value for name, value in named}, batch_size=len(images))
         self.log("learning_rate", self.trainer.optimizers[0].param_groups[0]["lr"])
         plug = self.detector.self_reconstruction
         if plug is not None and plug.threshold is not None:
             self.log("threshold_x255", 255 * plug.threshold.detach())
-        return loss
+        return parts.sum()
 
     def validation_step(self, batch: tuple[list[Tensor], list[Target]], batch_index: int) -> dict[str, Any]:
-        return {"detections": self.detector(batch[0])}
+        return {"detections": self.detector(batch[0]) if batch[0] else []}
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         """As Lightning's; afterwards brings the threshold back into [0, 1]."""
@@ -69,11 +80,14 @@ class DetectionModule(L.LightningModule):
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         config = self.config
-        groups = parameter_groups(self.detector, config.lr, config.weight_decay, config.threshold_lr)
+        images = config.data.batch_size * config.accumulate * self.trainer.world_size
+        lr = config.lr if config.lr_batch is None else config.lr * images / config.lr_batch
+        groups = parameter_groups(self.detector, lr, config.weight_decay, config.threshold_lr)
         optimizer = torch.optim.SGD(groups, momentum=config.momentum)
-        steps = int(self.trainer.estimated_stepping_batches)
-        milestones = [epoch * steps // config.epochs for epoch in config.milestones]
-        warmup = min(config.warmup, steps // 10)
+        data = self.trainer.datamodule  # type: ignore[attr-defined]  # which a trainer has once it fits
+        steps = steps_per_epoch(config, len(data.train_set))
+        milestones = [epoch * steps for epoch in config.milestones]
+        warmup = min(DEFAULT_WARMUP, steps * config.epochs // 10) if config.warmup is None else config.warmup
         schedule = LambdaLR(optimizer, lambda step: learning_rate_factor(step, warmup, milestones))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
@@ -81,10 +95,15 @@ class DetectionModule(L.LightningModule):
         checkpoint[DESCRIPTION] = describe(self.model | {"weights": None}, self.class_names, self.category_ids)
 
     def _describe_non_finite(self, losses: dict[str, Tensor], targets: list[Target]) -> str:
-        table = ", ".join(f"{name} {value.item():g}" for name, value in losses.items())
+        """The losses and images of the processes whose losses are not finite."""
+        own = None
+        if not all(value.isfinite() for value in losses.values()):
+            table = ", ".join(f"{name} {value.item():g}" for name, value in losses.items())
+            own = f"({table}; images {', '.join(target['file_name'] for target in targets)})"
+        broken = " and ".join(other for other in gather(own) if other is not None)
         return (
-            f"the loss is no longer finite at step {self.global_step} ({table}; images "
-            f"{', '.join(target['file_name'] for target in targets)}); lower lr or clip_grad_norm, or lengthen warmup"
+            f"the loss is no longer finite at step {self.global_step} {broken}; lower lr or clip_grad_norm, or "
+            f"lengthen warmup"
         )
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import signal
 import warnings
 from dataclasses import replace
 from pathlib import Path
@@ -12,27 +10,36 @@ from typing import NamedTuple
 import lightning as L
 import torch
 import yaml
-from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning.pytorch.callbacks import Callback, EarlyStopping
+from lightning.pytorch.utilities import rank_zero_only
 
-from srtod import __version__
+from srtod._cli import replacing
 from srtod.checkpoint import load_detector, read_checkpoint
 from srtod.models.anchors import ANCHORS, fit_anchor_scale
-from srtod.visualization import save_panels
 
-from .callbacks import AtomicCheckpointIO, Evaluation, ProgressBar, best_checkpoint, last_checkpoint
+from .callbacks import AveragedWeights, Evaluation, ProgressBar, UnreadableImages, as_coco
+from .checkpointing import BEST, BEST_DETECTIONS, LAST, AtomicCheckpointIO, Checkpoints, RandomState
 from .config import TrainConfig
-from .data import DetectionData, object_sizes, objects_per_image
+from .data import DetectionData, object_sizes, objects_per_image, steps_per_epoch
+from .distributed import is_main_process
+from .failures import check_machine, explained
+from .logs import make_loggers
 from .module import DetectionModule
+from .monitoring import FilterShare, Pictures, check_wandb
+from .report import REPORT, source_commit, write_report
+from .resume import CONFIG, check_same_detector, open_run, record_job, requeued_run
 
 __all__ = ["TrainedRun", "train"]
+
+SUMMARY = f"{REPORT}/metrics.json"
 
 
 class TrainedRun(NamedTuple):
     """What a run leaves.
 
     Attributes:
-        folder: `config.yaml`, `checkpoints/best.ckpt` and `last.ckpt`, `logs/` (CSV and TensorBoard), `panels/` and
-            `metrics.json`.
+        folder: `config.yaml`, `checkpoints/best.ckpt` and `last.ckpt`, `logs/` (CSV and TensorBoard) and `report/`, see
+            `srtod.engine.report.write_report`.
         metrics: the metrics of the best checkpoint, see `srtod.evaluation.evaluate_detections`.
     """
 
@@ -46,44 +53,61 @@ def train(config: TrainConfig) -> TrainedRun:
     Under one seed, runs with and without self-reconstruction start from the same weights in all that they share and see
     the same images in the same order. Warns where images hold more objects than the detector may detect in one.
 
+    With `resume`, a run that was stopped, however, goes on in its folder and ends as if it never had been.
+
     Args:
         config: the run.
 
+    Returns:
+        The run; of several processes the first alone writes to its folder, and each returns it.
+
     Raises:
-        FileNotFoundError: if a file of the data is missing.
+        FileNotFoundError: if a file of the data, or of the run to resume, is missing.
         FloatingPointError: if the loss is no longer finite.
         KeyboardInterrupt: if Ctrl-C was pressed; says which checkpoint there is.
+        MemoryError: if the memory of the device or the machine does not suffice; says what to lower.
         OSError: if the run's folder cannot be written to.
-        ValueError: if the configuration or the data are not as they should be.
+        ValueError: if the configuration, the data or the run to resume are not as they should be.
     """
-    if config.accelerator == "cuda" and not torch.cuda.is_available():
-        raise ValueError("accelerator is 'cuda', but PyTorch finds no CUDA device; use 'cpu' or 'auto'")
+    resumed = None if config.resume is None else open_run(config)
+    config = config if resumed is None else resumed.config
+    check_machine(config)
+    check_wandb(config.wandb)
+    commit = source_commit()
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     data = DetectionData(config.data, config.seed)
+    path = Path(config.output or f"runs/{data.name}")
+    if resumed is None and (requeued := requeued_run(path)):
+        resumed = open_run(TrainConfig(resume=str(requeued)))
+        config = resumed.config
     if config.model.anchor_scale == "auto":
         config = _with_fitted_anchors(config, data)
-    _warn_of_more_objects_than_detections(config, data)
+    if is_main_process():
+        _warn_of_more_objects_than_detections(config, data)
     L.seed_everything(config.seed, verbose=False)
     module = DetectionModule(config, data.train_set.class_names, data.train_set.category_ids)
-    folder = create_folder(Path(config.output or f"runs/{data.name}"))
-    (folder / "config.yaml").write_text(yaml.safe_dump(config.as_dict(), sort_keys=False))
-    trainer = _trainer(config, folder, data)
-    for logger in trainer.loggers:
-        logger.log_hyperparams(config.as_dict())
-    last = folder / "checkpoints" / "last.ckpt"
-    try:
-        trainer.fit(module, data)
-    except SystemExit:  # Lightning's answer to Ctrl-C, which it leaves switched off
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        kept = f"the last finished epoch is in {last}" if last.exists() else f"{folder} has no finished epoch"
-        raise KeyboardInterrupt(f"interrupted; {kept}") from None
-    except ValueError as error:
-        if "Original Traceback" not in str(error):
-            raise
-        # A loader's process sends its traceback as the message; the sentence is at its end.
-        raise ValueError(str(error).splitlines()[-1].removeprefix("ValueError: ")) from None
-    return _finish(config, folder, data)
+    if resumed is not None:
+        check_same_detector(resumed, module.model, module.class_names, module.category_ids)
+        if resumed.finished and (resumed.folder / SUMMARY).exists():
+            raise ValueError(
+                f"the run in {resumed.folder} has finished, see {resumed.folder / SUMMARY}; to train longer, start "
+                f"another with more epochs"
+            )
+        folder = resumed.folder
+    else:
+        folder = start_folder(path, config) if is_main_process() else path
+    trainer = _trainer(config, folder, data, None if resumed is None else resumed.step)
+    if resumed is None:
+        for logger in trainer.loggers:
+            logger.log_hyperparams(config.as_dict())
+    if resumed is None or not resumed.finished:
+        with explained(config, folder / "checkpoints" / LAST), warnings.catch_warnings():
+            # Lightning cannot know that the samplers go on where the run stopped.
+            warnings.filterwarnings("ignore", "You're resuming from a checkpoint that ended before the epoch ended")
+            trainer.fit(module, data, ckpt_path=None if resumed is None else resumed.checkpoint, weights_only=True)
+        folder = Path(trainer.strategy.broadcast(str(folder)))
+    return _finish(config, folder, data, commit) if is_main_process() else TrainedRun(folder, {})
 
 
 def _with_fitted_anchors(config: TrainConfig, data: DetectionData) -> TrainConfig:
@@ -101,7 +125,7 @@ def _with_fitted_anchors(config: TrainConfig, data: DetectionData) -> TrainConfi
         ratios=layout.ratios,
         octaves=layout.octaves,
     )
-    print(
+    rank_zero_only(print)(
         f"anchor scale {fit.scale:g} fits the training set best: an object's best anchor has an IoU of "
         f"{fit.mean_iou:.2f} on average, and of 0.5 or more for {fit.covered:.0%} of the objects"
     )
@@ -125,8 +149,8 @@ def _warn_of_more_objects_than_detections(config: TrainConfig, data: DetectionDa
         )
 
 
-def create_folder(path: Path) -> Path:
-    """Makes the folder `path`, or the first of `path-2`, `path-3`, ... that does not exist yet.
+def start_folder(path: Path, config: TrainConfig) -> Path:
+    """Makes the folder `path`, or the first of `path-2`, `path-3`, ... that does not exist yet, with the configuration.
 
     Raises:
         OSError: if it cannot be made.
@@ -143,47 +167,63 @@ def create_folder(path: Path) -> Path:
                 f"the run's folder {folder} cannot be made ({error.strerror}); choose another output"
             ) from error
         else:
+            with replacing(folder / CONFIG) as file:
+                yaml.safe_dump(config.as_dict(), file, sort_keys=False)
+            record_job(folder)
             return folder
 
 
-def _trainer(config: TrainConfig, folder: Path, data: DetectionData) -> L.Trainer:
+def _trainer(config: TrainConfig, folder: Path, data: DetectionData, step: int | None) -> L.Trainer:
+    """The trainer of a run that goes on at an optimizer step, or is new where that is None."""
     limit = 1.0 if config.limit_batches is None else config.limit_batches
-    batches = -(-len(data.train_set) // config.data.batch_size)
+    evaluation = Evaluation(data.test_set.ground_truth, data.test_set.category_ids)
+    callbacks: list[Callback] = [
+        ProgressBar(),
+        evaluation,
+        FilterShare(),
+        Pictures(evaluation, data.test_set, data.test_set.class_names, config.panels),
+        UnreadableImages(data, folder / "unreadable_images.txt"),
+    ]
+    if config.early_stop is not None:
+        callbacks.append(EarlyStopping("AP", mode="max", patience=config.early_stop, check_on_train_epoch_end=False))
+    if config.ema is not None:
+        callbacks.append(AveragedWeights(config.ema))  # behind all that looks at the weights of an evaluation
     return L.Trainer(
         accelerator=config.accelerator,
-        devices=1,
+        devices=config.devices,
+        num_nodes=config.nodes,
+        strategy="auto" if config.devices * config.nodes == 1 else "ddp",
         precision=config.precision,
+        deterministic=config.deterministic,
         max_epochs=config.epochs,
         check_val_every_n_epoch=config.eval_every,
         num_sanity_val_steps=0,
         limit_train_batches=limit,
         limit_val_batches=limit,
+        accumulate_grad_batches=config.accumulate,
         gradient_clip_val=config.clip_grad_norm,
-        log_every_n_steps=min(10, config.limit_batches or batches, batches),
-        logger=[CSVLogger(folder, name="", version="logs"), TensorBoardLogger(folder, name="", version="logs")],
-        callbacks=[
-            ProgressBar(),
-            Evaluation(data.test_set.ground_truth, data.test_set.category_ids),
-            best_checkpoint(folder / "checkpoints"),
-            last_checkpoint(folder / "checkpoints"),
-        ],
+        use_distributed_sampler=False,  # the data's own samplers share the images out
+        log_every_n_steps=min(10, steps_per_epoch(config, len(data.train_set))),
+        logger=make_loggers(folder, config.wandb, step),
+        callbacks=[*callbacks, RandomState(), Checkpoints(folder / "checkpoints", evaluation, config.save_every)],
         plugins=[AtomicCheckpointIO()],
+        default_root_dir=folder / "slurm",  # where Lightning saves a checkpoint when SLURM ends the job
         enable_model_summary=False,
     )
 
 
-def _finish(config: TrainConfig, folder: Path, data: DetectionData) -> TrainedRun:
-    """Writes the metrics and the pictures of the best checkpoint."""
-    best = folder / "checkpoints" / "best.ckpt"
-    trained = load_detector(best)
-    summary = {
-        "metrics": trained.metrics,
-        "checkpoint": str(best.relative_to(folder)),
-        "epoch": read_checkpoint(best)["epoch"] + 1,
-        "seed": config.seed,
-        "versions": {"srtod": __version__, "torch": torch.__version__},
-    }
-    (folder / "metrics.json").write_text(json.dumps(summary, indent=2) + "\n")
-    samples = [data.test_set[index] for index in range(min(config.panels, len(data.test_set)))]
-    save_panels(trained.detector, samples, trained.class_names, folder / "panels")
-    return TrainedRun(folder, trained.metrics)
+def _finish(config: TrainConfig, folder: Path, data: DetectionData, commit: str | None) -> TrainedRun:
+    """Writes the report on the best checkpoint."""
+    best = folder / "checkpoints" / BEST
+    found = torch.load(best.with_name(BEST_DETECTIONS), weights_only=True)
+    evaluation = write_report(
+        folder,
+        load_detector(best),
+        data.test_set,
+        *as_coco(data.test_set.ground_truth, found, data.test_set.category_ids),
+        config=config,
+        checkpoint=str(best.relative_to(folder)),
+        epoch=read_checkpoint(best)["epoch"] + 1,
+        commit=commit,
+    )
+    return TrainedRun(folder, evaluation.metrics)

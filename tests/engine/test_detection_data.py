@@ -83,7 +83,9 @@ def test_the_swarm_is_split_into_different_images() -> None:
 
 
 def test_coco_files(coco: dict[str, Any], tmp_path: Path) -> None:
-    files = DataConfig(str(tmp_path / "train.json"), str(tmp_path), str(tmp_path / "train.json"))
+    files = DataConfig(
+        train_json=str(tmp_path / "train.json"), train_images=str(tmp_path), test_json=str(tmp_path / "train.json")
+    )
     data = DetectionData(files, seed=0)
     assert data.train_set.category_ids == [7]
     assert data.name == tmp_path.name
@@ -92,7 +94,14 @@ def test_coco_files(coco: dict[str, Any], tmp_path: Path) -> None:
 def test_sets_of_different_categories_are_refused(coco: dict[str, Any], tmp_path: Path) -> None:
     (tmp_path / "test.json").write_text(json.dumps(coco | {"categories": [{"id": 7, "name": "bus"}]}))
     with pytest.raises(ValueError, match=r"must list the same categories, got \{7: 'car'\} and \{7: 'bus'\}"):
-        DetectionData(DataConfig(str(tmp_path / "train.json"), str(tmp_path), str(tmp_path / "test.json")), seed=0)
+        DetectionData(
+            DataConfig(
+                train_json=str(tmp_path / "train.json"),
+                train_images=str(tmp_path),
+                test_json=str(tmp_path / "test.json"),
+            ),
+            seed=0,
+        )
 
 
 @pytest.mark.parametrize(
@@ -110,7 +119,7 @@ def test_incomplete_options_are_refused(config: DataConfig, message: str) -> Non
 
 @pytest.mark.parametrize(
     "options",
-    [{}, {"scale": 1.5}, {"scale": 4.0, "max_size": 300}, {"min_size": 160}, {"min_size": 640, "max_size": 700}],
+    [{}, {"scale": 1.5}, {"scale": 4.0, "max_size": 300}, {"min_size": (160,)}, {"min_size": (640,), "max_size": 700}],
 )
 def test_object_sizes_are_those_the_detector_works_at(options: dict[str, Any]) -> None:
     data = SwarmDataset(2, (128, 192))

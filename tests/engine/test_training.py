@@ -43,10 +43,11 @@ def column(run: TrainedRun, name: str) -> list[float]:
 
 def test_the_folder_holds_everything(run: TrainedRun) -> None:
     names = {str(path.relative_to(run.folder)) for path in run.folder.rglob("*") if path.is_file()}
-    assert {"config.yaml", "metrics.json", "checkpoints/best.ckpt", "checkpoints/last.ckpt"} < names
-    assert {"logs/metrics.csv", "panels/swarm_1_00000.png"} < names
+    assert {"config.yaml", "report/metrics.json", "checkpoints/best.ckpt", "checkpoints/last.ckpt"} < names
+    assert "logs/metrics.csv" in names
     assert not any(name.endswith(".part") for name in names)
-    Image.open(run.folder / "panels" / "swarm_1_00000.png").verify()
+    [picture] = (run.folder / "report" / "panels").iterdir()
+    Image.open(picture).verify()
 
 
 def test_the_configuration_is_saved_as_it_was(run: TrainedRun) -> None:
@@ -55,7 +56,7 @@ def test_the_configuration_is_saved_as_it_was(run: TrainedRun) -> None:
 
 
 def test_metrics_are_those_of_the_best_checkpoint(run: TrainedRun) -> None:
-    summary = json.loads((run.folder / "metrics.json").read_text())
+    summary = json.loads((run.folder / "report" / "metrics.json").read_text())
     assert summary["metrics"] == run.metrics == load_detector(run.folder / summary["checkpoint"]).metrics
     assert run.metrics["AP"] == pytest.approx(max(column(run, "AP")))
     assert summary["seed"] == 3
@@ -78,12 +79,12 @@ def test_a_checkpoint_alone_rebuilds_the_detector(run: TrainedRun) -> None:
 
 
 def test_a_second_run_gets_a_numbered_folder_and_the_same_result(run: TrainedRun) -> None:
-    before = (run.folder / "metrics.json").read_bytes()
+    before = (run.folder / "report" / "metrics.json").read_bytes()
     second = train(replace(CONFIG, output=str(run.folder)))
     assert second.folder == run.folder.with_name("swarm-2")
     assert second.metrics == run.metrics
     assert column(second, "train/loss") == column(run, "train/loss")
-    assert (run.folder / "metrics.json").read_bytes() == before
+    assert (run.folder / "report" / "metrics.json").read_bytes() == before
 
 
 def test_a_plain_detector_sees_the_same_batches_and_logs_no_threshold(
@@ -137,7 +138,7 @@ def test_a_disk_that_fills_up_leaves_the_checkpoint_before(tmp_path: Path, monke
     def filling(content: Any, file: Any) -> None:
         nonlocal calls
         calls += 1
-        if calls > 2:
+        if calls > 3:  # the detections, best.ckpt and last.ckpt of the first epoch
             file.write(b"half")
             raise OSError(28, "No space left on device")
         save(content, file)
@@ -148,7 +149,7 @@ def test_a_disk_that_fills_up_leaves_the_checkpoint_before(tmp_path: Path, monke
     ):
         train(replace(CONFIG, epochs=4, output=str(tmp_path / "run")))
     checkpoints = tmp_path / "run" / "checkpoints"
-    assert sorted(path.name for path in checkpoints.iterdir()) == ["best.ckpt", "last.ckpt"]
+    assert sorted(path.name for path in checkpoints.iterdir()) == ["best.ckpt", "best_detections.pt", "last.ckpt"]
     load_detector(checkpoints / "last.ckpt")
 
 
@@ -183,7 +184,7 @@ def test_an_image_that_cannot_be_decoded_is_named(tmp_path: Path, workers: int) 
     }
     (tmp_path / "train.json").write_text(json.dumps(content))
     file = str(tmp_path / "train.json")
-    data = DataConfig(file, str(tmp_path), file, workers=workers)
+    data = DataConfig(train_json=file, train_images=str(tmp_path), test_json=file, workers=workers)
     with pytest.raises(ValueError, match=r"^\S+/a\.png cannot be read as an image[^\n]*$"):
         train(replace(CONFIG, data=data, output=str(tmp_path / "run")))
 

@@ -81,10 +81,19 @@ def assert_built_against_installed_torch(environment: Environment, printed: str,
     assert {f"build: torch {torch.__version__}", "ops on cpu compiled"} <= environment.info(option)
 
 
+def installed_presets(environment: Environment) -> set[Path]:
+    """The presets that were installed, which must be all of them."""
+    source, installed = (folder / "srtod/configs" for folder in (environment.sources, environment.own_packages))
+    presets = {path.relative_to(installed) for path in installed.rglob("*.yaml")}
+    assert presets == {path.relative_to(source) for path in source.rglob("*.yaml")}
+    return presets
+
+
 def test_install(environment: Environment) -> None:
     printed = environment.python("-m", "pip", "install", "-v", ".")
     assert_built_against_installed_torch(environment, printed)
     assert (environment.own_packages / "srtod/py.typed").exists()
+    assert installed_presets(environment)
 
 
 def test_editable_install(environment: Environment) -> None:
@@ -106,6 +115,7 @@ def test_source_distribution_to_wheel(environment: Environment) -> None:
     (wheel,) = environment.sources.glob("dist/*.whl")
     printed += environment.python("-m", "pip", "install", str(wheel))
     assert_built_against_installed_torch(environment, printed)
+    assert installed_presets(environment)
 
 
 def test_pure_python_install(environment: Environment) -> None:

@@ -1,0 +1,194 @@
+"""The report of a run: what its best checkpoint measured, under which protocol, and what it missed, in one folder."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import shutil
+import subprocess
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import lightning
+import torch
+import torchvision
+
+from srtod._version import __version__
+from srtod.checkpoint import TrainedDetector
+from srtod.data import DetectionDataset
+from srtod.evaluation import (
+    DetailedEvaluation,
+    detailed_evaluation,
+    detections_by_image,
+    format_classes,
+    format_table,
+    missed_objects,
+    plot_curves,
+    protocol,
+)
+from srtod.visualization import SCORE
+
+from .config import TrainConfig
+from .panels import NO_DETECTIONS, sample_panel
+
+__all__ = ["REPORT", "source_commit", "write_report"]
+
+REPORT = "report"
+
+
+def write_report(
+    folder: Path,
+    trained: TrainedDetector,
+    test_set: DetectionDataset,
+    ground_truth: Mapping[str, Any],
+    detections: Sequence[Mapping[str, Any]],
+    *,
+    config: TrainConfig,
+    checkpoint: str,
+    epoch: int,
+    commit: str | None,
+) -> DetailedEvaluation:
+    """Writes `report/` in a run's folder, which can be mailed as it is; it is there when all of it is.
+
+        metrics.json    the metrics, with the protocol and all that the numbers depend on
+        per_class.md    the metrics of each class
+        pr_curves.png   precision over recall in each size bin
+        panels/         pictures of test images, `01_<image>.png` the one where most objects were missed
+
+    Args:
+        folder: the run's folder; a report in it is replaced.
+        trained: the detector of the checkpoint.
+        test_set: the test set.
+        ground_truth: its ground truth, of the images that were evaluated.
+        detections: what the detector found in them, as COCO results.
+        config: the run.
+        checkpoint: the checkpoint's file, as it is named from the run's folder.
+        epoch: epochs that it was trained.
+        commit: what `source_commit` said when the run began.
+
+    Raises:
+        OSError: if it cannot be written; a report that was there stays.
+    """
+    evaluation = detailed_evaluation(ground_truth, detections)
+    summary = {
+        "metrics": evaluation.metrics,
+        "protocol": protocol(),
+        "test_set": {
+            "images": len(ground_truth["images"]),
+            "objects": evaluation.curves["all"].objects,
+            "ignore_regions": sum(bool(entry.get("iscrowd")) for entry in ground_truth["annotations"]),
+        },
+        "checkpoint": checkpoint,
+        "epoch": epoch,
+        "seed": config.seed,
+        "device": _device(config),
+        "precision": config.precision,
+        "commit": commit,
+        "versions": {
+            "srtod": __version__,
+            "torch": torch.__version__,
+            "torchvision": torchvision.__version__,
+            "lightning": lightning.__version__,
+            "python": platform.python_version(),
+        },
+        "config": config.as_dict(),
+    }
+    try:
+        with _whole_folder(folder / REPORT) as report:
+            (report / "metrics.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+            (report / "per_class.md").write_text(_classes(evaluation), encoding="utf-8")
+            plot_curves(evaluation.curves).savefig(report / "pr_curves.png")
+            _write_panels(report / "panels", trained, test_set, ground_truth, detections, config.panels)
+    except OSError as error:
+        raise OSError(
+            f"the report {folder / REPORT} could not be written ({error.strerror or error}); the run's checkpoints are "
+            f"complete, so make room and evaluate {checkpoint}"
+        ) from error
+    return evaluation
+
+
+def source_commit() -> str | None:
+    """The git commit of the checkout that srtod runs from, with `+changes` behind it if files differ from it.
+
+    None if srtod is installed: then its version says what ran.
+    """
+    root = Path(__file__).resolve().parents[2]
+
+    def git(*arguments: str) -> str:
+        return subprocess.run(
+            ["git", "-C", str(root), *arguments], capture_output=True, text=True, check=True
+        ).stdout.strip()
+
+    try:
+        if Path(git("rev-parse", "--show-toplevel")).resolve() != root:  # installed somewhere in another checkout
+            return None
+        return git("rev-parse", "HEAD") + ("+changes" if git("status", "--porcelain", "--untracked-files=no") else "")
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def _classes(evaluation: DetailedEvaluation) -> str:
+    whole = f"```\n{format_table(evaluation.metrics)}\n```"
+    return f"# Classes\n\n{format_classes(evaluation)}\n\n# All classes\n\n{whole}\n"
+
+
+def _write_panels(
+    folder: Path,
+    trained: TrainedDetector,
+    test_set: DetectionDataset,
+    ground_truth: Mapping[str, Any],
+    detections: Sequence[Mapping[str, Any]],
+    count: int,
+) -> None:
+    folder.mkdir()
+    missed = missed_objects(ground_truth, detections, score=SCORE)
+    found = detections_by_image(detections, trained.category_ids)
+    position = {image["id"]: index for index, image in enumerate(test_set.ground_truth["images"])}
+    worst = list(missed)[:count]
+    for number, image_id in enumerate(worst, start=1):
+        sample = test_set[position[image_id]]
+        name = f"{number:0{max(2, len(str(len(worst))))}}_{Path(sample[1]['file_name']).stem}.png"
+        picture = sample_panel(
+            trained.detector, sample, found.get(image_id, NO_DETECTIONS), missed[image_id], trained.class_names
+        )
+        picture.save(folder / name)
+
+
+def _device(config: TrainConfig) -> str:
+    """What the run trained on, such as "4 x NVIDIA H100"."""
+    name = _processor()
+    if config.accelerator != "cpu" and torch.cuda.is_available():
+        name = torch.cuda.get_device_name()
+    count = config.devices * config.nodes
+    return name if count == 1 else f"{count} x {name}"
+
+
+def _processor() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.is_file() else []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()
+
+
+@contextmanager
+def _whole_folder(path: Path) -> Iterator[Path]:
+    """A folder that takes the place of `path` once all in it is written and on the disk; an error leaves what was."""
+    part, before = path.with_name(f"{path.name}.part"), path.with_name(f"{path.name}.before")
+    for leftover in (part, before):
+        shutil.rmtree(leftover, ignore_errors=True)
+    try:
+        part.mkdir()
+        yield part
+        for file in part.rglob("*"):
+            if file.is_file():
+                with file.open("rb") as written:
+                    os.fsync(written.fileno())
+        if path.exists():
+            path.rename(before)
+        part.rename(path)
+    finally:
+        for leftover in (part, before):
+            shutil.rmtree(leftover, ignore_errors=True)

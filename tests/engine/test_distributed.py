@@ -1,0 +1,112 @@
+"""Several processes train as one with their batches together, and their evaluation counts every image once."""
+
+from __future__ import annotations
+
+import csv
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from srtod.checkpoint import read_checkpoint
+from srtod.engine import DataConfig, DetectionData
+from srtod.engine.sampling import EpochSampler, shard
+
+# 6 training images and 1 test image, which two processes both get. A one-stage detector without group norm or dropout
+# draws nothing and treats images one by one.
+OPTIONS = [
+    *("--detector", "retinanet", "--channels", "16", "--swarm-images", "12", "--swarm-size", "128", "--panels", "1"),
+    *(
+        "--epochs",
+        "2",
+        "--lr",
+        "0.005",
+        "--limit-batches",
+        "3",
+        "--threads",
+        "1",
+        "--accelerator",
+        "cpu",
+        "--ema",
+        "0.5",
+    ),
+]
+
+
+@pytest.mark.parametrize(("length", "world_size"), [(6, 2), (7, 2), (1, 4), (9, 3)])
+def test_processes_share_the_images_of_one_process(length: int, world_size: int) -> None:
+    whole = list(EpochSampler(length, seed=1))
+    parts = [list(EpochSampler(length, seed=1, rank=rank, world_size=world_size)) for rank in range(world_size)]
+    assert len({len(part) for part in parts}) == 1
+    together = [entry for step in zip(*parts, strict=True) for entry in step]
+    assert together[:length] == whole
+    assert set(together) == set(whole)
+    assert sorted({place for rank in range(world_size) for place in shard(length, rank, world_size)}) == list(
+        range(length)
+    )
+
+
+def test_a_resumed_epoch_goes_on_behind_what_was_done_and_the_next_is_whole() -> None:
+    sampler, whole = (
+        EpochSampler(10, seed=1, rank=1, world_size=2, epoch=3, done=2),
+        EpochSampler(10, 1, rank=1, world_size=2),
+    )
+    whole.set_epoch(3)
+    assert list(sampler) == list(whole)[2:]
+    assert len(sampler) == len(whole) == 5
+    for epoch in (4, 3):
+        sampler.set_epoch(epoch)
+    sampler.set_epoch(4)
+    whole.set_epoch(4)
+    assert list(sampler) == list(whole)
+
+
+def run(folder: Path, *options: str, launcher: tuple[str, ...] = ("-m",)) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, *launcher, "srtod.train", *OPTIONS, "--output", str(folder), *options]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1"}
+    return subprocess.run(command, check=False, capture_output=True, text=True, env=environment, timeout=300)
+
+
+def rows(folder: Path) -> list[dict[str, str]]:
+    with (folder / "logs" / "metrics.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.mark.slow
+def test_two_processes_train_and_evaluate_as_one(tmp_path: Path) -> None:
+    one, two = tmp_path / "one", tmp_path / "two"
+    torchrun = ("-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "29517", "-m")
+    for folder, batch_size, options, launcher in (
+        (one, 2, (), ("-m",)),
+        (two, 1, ("--devices", "2"), ("-m",)),
+        (tmp_path / "torchrun", 1, ("--devices", "2"), torchrun),
+    ):
+        process = run(folder, "--batch-size", str(batch_size), *options, launcher=launcher)
+        assert process.returncode == 0, process.stderr
+        assert process.stdout.count(f"{folder}:") == 1  # one process alone prints the result
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["one", "torchrun", "two"]
+    expected = rows(one)
+    for folder in (two, tmp_path / "torchrun"):
+        found = rows(folder)
+        assert len(found) == len(expected)
+        for row, other in zip(found, expected, strict=True):
+            assert row.keys() == other.keys()
+            for name, value in row.items():
+                # float32 sums in another order: 1e-7 each, some hundreds of them, over six steps of SGD
+                assert (value == other[name] == "") or float(value) == pytest.approx(
+                    float(other[name]), rel=1e-4, abs=1e-5
+                ), name
+        weights, others = (read_checkpoint(path / "checkpoints" / "last.ckpt")["state_dict"] for path in (folder, one))
+        for name, value in weights.items():
+            torch.testing.assert_close(
+                value, others[name], rtol=1e-3, atol=1e-5, msg=lambda text, name=name: f"{name}: {text}"
+            )
+
+
+def test_one_process_that_is_its_own_share_sees_everything() -> None:
+    data = DetectionData(DataConfig(swarm_images=6, swarm_size=128), seed=0)
+    assert len(data.train_dataloader()) == 3
+    assert [target["image_id"] for _, targets in data.val_dataloader() for target in targets] == [1]

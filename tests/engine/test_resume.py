@@ -1,0 +1,293 @@
+"""Runs that were stopped, killed among them, end as if they never had been; and what cannot be gone on with is refused.
+
+Run as a script, this file is such a run: `python test_resume.py FOLDER POINT COUNT` trains, or goes on, and kills
+itself where POINT is reached for the COUNT-th time.
+"""
+
+from __future__ import annotations
+
+import csv
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from srtod.checkpoint import read_checkpoint, write_checkpoint
+from srtod.engine import DataConfig, DetectionModule, ModelConfig, TrainConfig, TrainedRun, train
+from srtod.engine.resume import requeued_run
+
+# Faster R-CNN: its samplers draw from the generator at every step. 4 batches an epoch, and 2 optimizer steps.
+CONFIG = TrainConfig(
+    ModelConfig(channels=16, min_size=(96, 128)),
+    DataConfig(swarm_images=8, swarm_size=128, batch_size=2),
+    epochs=2,
+    accumulate=2,
+    ema=0.9,
+    save_every=1,
+    early_stop=2,
+    panels=0,
+    seed=3,
+    accelerator="cpu",
+    threads=1,
+)
+
+
+class StoppedError(Exception):
+    """Stands for a kill, where the process has to live on."""
+
+
+@contextmanager
+def ending(point: str, count: int, end: Callable[[], None]) -> Iterator[None]:
+    """Calls `end` where `point` is reached for the `count`-th time.
+
+    Args:
+        point: "step", inside a training step; "validation", inside an evaluation; "write", when half of a checkpoint is
+            written.
+        count: see above.
+        end: ends the process, or raises.
+    """
+    owner, name = {
+        "step": (DetectionModule, "training_step"),
+        "validation": (DetectionModule, "validation_step"),
+        "write": (torch, "save"),
+    }[point]
+    original, calls = getattr(owner, name), 0
+
+    def ending_one(*arguments: Any, **options: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls < count:
+            return original(*arguments, **options)
+        if point == "write":
+            arguments[1].write(b"half")
+            arguments[1].flush()
+        else:
+            original(*arguments, **options)
+        return end()
+
+    setattr(owner, name, ending_one)
+    try:
+        yield
+    finally:
+        setattr(owner, name, original)
+
+
+def go_on(folder: Path, config: TrainConfig = CONFIG) -> TrainedRun:
+    """The run in `folder`, from its last checkpoint if it has one."""
+    if (folder / "checkpoints" / "last.ckpt").exists():
+        return train(TrainConfig(resume=str(folder)))
+    return train(replace(config, output=str(folder)))
+
+
+def main() -> None:
+    folder, point, count = sys.argv[1:]
+    with ending(point, int(count), lambda: os.kill(os.getpid(), signal.SIGKILL)):
+        go_on(Path(folder))
+
+
+def rows(run: TrainedRun) -> list[dict[str, str]]:
+    with (run.folder / "logs" / "metrics.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def assert_equal(found: Any, expected: Any, where: str) -> None:
+    """Bitwise, for all that a checkpoint may hold."""
+    assert type(found) is type(expected), where
+    if isinstance(expected, torch.Tensor):
+        assert torch.equal(found, expected), where
+    elif isinstance(expected, dict):
+        assert found.keys() == expected.keys(), where
+        for key in expected:
+            assert_equal(found[key], expected[key], f"{where}.{key}")
+    elif isinstance(expected, (list, tuple)):
+        assert len(found) == len(expected), where
+        for index, (one, other) in enumerate(zip(found, expected, strict=True)):
+            assert_equal(one, other, f"{where}[{index}]")
+    else:
+        assert found == expected, where
+
+
+def assert_same_run(found: TrainedRun, expected: TrainedRun) -> None:
+    """The same weights, averaged weights, optimizer, schedule, generators, scores and logs, bit by bit."""
+    assert found.metrics == expected.metrics
+    for name in ("last.ckpt", "best.ckpt"):
+        one, other = (read_checkpoint(run.folder / "checkpoints" / name) for run in (found, expected))
+        for content in (one, other):
+            # Lightning's own counts of what it has begun, which differ after a restart.
+            del content["loops"]
+        assert_equal(one, other, name)
+    assert rows(found) == rows(expected)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> TrainedRun:
+    """The run that nothing stops."""
+    return train(replace(CONFIG, output=str(tmp_path_factory.mktemp("runs") / "whole")))
+
+
+def test_a_run_that_is_killed_again_and_again_ends_bit_by_bit_as_the_whole_one(
+    whole: TrainedRun, tmp_path: Path
+) -> None:
+    folder = tmp_path / "run"
+    # Within the first epoch; while its last.ckpt is written, the third file after the resume; in the next evaluation.
+    for point, count in (("step", 4), ("write", 3), ("validation", 2)):
+        command = [sys.executable, __file__, str(folder), point, str(count)]
+        process = subprocess.run(
+            command, check=False, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}
+        )
+        assert process.returncode == -signal.SIGKILL, process.stderr
+        read_checkpoint(folder / "checkpoints" / "last.ckpt")
+    assert_same_run(go_on(folder), whole)
+    assert not list(folder.rglob("*.part"))
+
+
+@pytest.mark.parametrize(
+    ("point", "count"),
+    [
+        ("step", 1),
+        ("step", 5),
+        ("write", 6),
+        *(pytest.param(*point, marks=pytest.mark.slow) for point in (("step", 4), ("validation", 1), ("write", 3))),
+    ],
+)
+def test_a_run_goes_on_from_any_point(whole: TrainedRun, tmp_path: Path, point: str, count: int) -> None:
+    def stop() -> None:
+        raise StoppedError
+
+    folder = tmp_path / "run"
+    with ending(point, count, stop), pytest.raises(StoppedError):
+        go_on(folder)
+    if (folder / "checkpoints" / "last.ckpt").exists():
+        random.seed(count)
+        np.random.seed(count)  # noqa: NPY002
+        torch.manual_seed(count)
+        assert_same_run(go_on(folder), whole)
+        events = EventAccumulator(str(folder / "logs")).Reload()
+        steps = [event.step for event in events.Scalars("train/loss")]
+        assert steps == [int(row["step"]) for row in rows(whole) if row["train/loss"]]
+    else:
+        with pytest.raises(FileNotFoundError, match=r"run has no last\.ckpt to go on from; start the run again"):
+            train(TrainConfig(resume=str(folder)))
+
+
+def stopped(tmp_path: Path, config: TrainConfig) -> Path:
+    """The folder of a run that was stopped in its second epoch."""
+
+    def stop() -> None:
+        raise StoppedError
+
+    folder = tmp_path / "run"
+    with ending("step", 5, stop), pytest.raises(StoppedError):
+        go_on(folder, config)
+    return folder
+
+
+PLAIN = replace(
+    CONFIG, model=ModelConfig("retinanet", channels=16, self_reconstruction=False), ema=None, save_every=None
+)
+
+
+@pytest.fixture(scope="module")
+def run_to_resume(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return stopped(tmp_path_factory.mktemp("runs"), PLAIN)
+
+
+@pytest.fixture
+def copied(run_to_resume: Path, tmp_path: Path) -> Path:
+    """A run that was stopped, in another place than it was."""
+    return Path(shutil.copytree(run_to_resume, tmp_path / "moved"))
+
+
+def test_a_moved_run_knows_its_best_checkpoint_and_a_finished_one_says_so(copied: Path) -> None:
+    best = copied / "checkpoints" / "best.ckpt"
+    before = best.read_bytes()
+    content = read_checkpoint(copied / "checkpoints" / "last.ckpt")
+    content["callbacks"]["Checkpoints"]["best"] = 1.0  # which nothing beats
+    write_checkpoint(content, copied / "checkpoints" / "last.ckpt")
+    assert go_on(copied).folder == copied
+    assert best.read_bytes() == before
+    with pytest.raises(ValueError, match=r"moved has finished, see .*metrics\.json; to train longer, start another"):
+        train(TrainConfig(resume=str(copied)))
+    shutil.rmtree(copied / "report")  # as if it had been stopped while it wrote its report
+    assert (train(TrainConfig(resume=str(copied))).folder / "report" / "metrics.json").is_file()
+
+
+def damage(copied: Path) -> None:
+    file = copied / "checkpoints" / "last.ckpt"
+    file.write_bytes(file.read_bytes()[:-1000])
+
+
+def exchange(copied: Path) -> None:
+    torch.save({"state_dict": {}}, copied / "checkpoints" / "last.ckpt")
+
+
+def change_config(copied: Path, old: str, new: str) -> None:
+    file = copied / "config.yaml"
+    assert old in file.read_text()
+    file.write_text(file.read_text().replace(old, new))
+
+
+@pytest.mark.parametrize(
+    ("spoil", "error", "message"),
+    [
+        (
+            damage,
+            ValueError,
+            r"last\.ckpt is damaged .*: this run cannot go on, start it again; .*best\.ckpt can still",
+        ),
+        (exchange, ValueError, r"last\.ckpt is not a checkpoint of srtod's training"),
+        (lambda run: (run / "config.yaml").unlink(), FileNotFoundError, r"moved is not the folder of a run: it has no"),
+        (lambda run: change_config(run, "channels: 16", "channels: 32"), ValueError, r"its channels is 16, .* say 32"),
+        (lambda run: change_config(run, "retinanet", "fcos"), ValueError, r"its name is 'retinanet', .* say 'fcos'"),
+        (lambda run: change_config(run, "epochs: 2", "epochz: 2"), ValueError, r"unknown option 'epochz'"),
+    ],
+)
+def test_what_cannot_be_gone_on_with_is_refused_with_its_reason(
+    tmp_path: Path, copied: Path, spoil: Callable[[Path], Any], error: type[Exception], message: str
+) -> None:
+    spoil(copied)
+    before = sorted(copied.rglob("*"))
+    with pytest.raises(error, match=message):
+        train(TrainConfig(resume=str(copied)))
+    assert sorted(copied.rglob("*")) == before
+
+
+def test_a_run_of_other_classes_is_refused(copied: Path) -> None:
+    content = read_checkpoint(copied / "checkpoints" / "last.ckpt")
+    content["srtod"]["class_names"] = ["bird"]
+    write_checkpoint(content, copied / "checkpoints" / "last.ckpt")
+    with pytest.raises(ValueError, match=r"its class_names is \['bird'\], .* say \['drone'\]"):
+        train(TrainConfig(resume=str(copied)))
+
+
+def test_options_that_differ_from_the_run_are_refused(copied: Path) -> None:
+    with pytest.raises(ValueError, match=r"epochs is 9, but the run in .*moved has 2 and goes on as it was"):
+        train(TrainConfig(resume=str(copied), epochs=9))
+
+
+def test_slurm_starts_a_job_again_in_its_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SLURM_JOB_ID", "17")
+    (tmp_path / "run").mkdir()
+    folder = stopped(tmp_path, replace(PLAIN, early_stop=None))
+    assert folder.name == "run"
+    assert requeued_run(tmp_path / "run") is None  # another job, which asks for the same folder
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    assert train(replace(PLAIN, early_stop=None, output=str(tmp_path / "run"))).folder == tmp_path / "run-2"
+    monkeypatch.setenv("SLURM_JOB_ID", "18")
+    assert requeued_run(tmp_path / "run") is None
+
+
+if __name__ == "__main__":
+    main()
