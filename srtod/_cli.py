@@ -1,14 +1,11 @@
-"""What the command lines share: errors in one sentence, and files that are written whole or not at all."""
+"""What the command lines share: errors in one sentence."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from pathlib import Path
-from typing import IO, Any
+from collections.abc import Callable
 
-__all__ = ["replacing", "run"]
+__all__ = ["run"]
 
 
 def run(main: Callable[[], None]) -> None:
@@ -21,31 +18,6 @@ def run(main: Callable[[], None]) -> None:
     except (ValueError, TypeError, OSError) as error:
         print(f"error: {_sentence(error)}", file=sys.stderr)
         raise SystemExit(2) from None
-
-
-@contextmanager
-def replacing(path: str | Path, *, binary: bool = False) -> Iterator[IO[Any]]:
-    """A file that takes the place of `path` once all of it is written; after an error `path` is as it was.
-
-    It holds UTF-8 text, or bytes if `binary`. It is opened on entry, so that a long computation inside does not end at
-    a folder that cannot be written to.
-
-    Raises:
-        OSError: if the folder of `path` is missing or not writable, or `path` is a folder.
-    """
-    path = Path(path)
-    if path.is_dir():
-        raise IsADirectoryError(f"{path} is a folder; pass the path of a file")
-    if not path.parent.is_dir():
-        raise FileNotFoundError(f"cannot write {path}: the folder {path.parent} does not exist; make it first")
-    temporary = path.with_name(f"{path.name}.part")
-    try:
-        with temporary.open("wb" if binary else "w", encoding=None if binary else "utf-8") as file:
-            yield file
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
 
 
 def _sentence(error: BaseException) -> str:

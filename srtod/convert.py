@@ -7,13 +7,15 @@ import json
 from functools import partial
 from pathlib import Path
 
-from srtod._cli import replacing, run
+from srtod._cli import run
+from srtod._files import replacing
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m srtod.convert",
         description="Write a data set as a COCO file, and print what is in it. The images stay where they are.",
+        allow_abbrev=False,
     )
     parser.add_argument("format", choices=["visdrone", "yolo"], help="what SRC is")
     parser.add_argument(

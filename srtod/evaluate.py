@@ -7,14 +7,17 @@ import json
 from contextlib import ExitStack
 from pathlib import Path
 
-from srtod._cli import replacing, run
+from srtod._cli import run
+from srtod._files import replacing
 
 FIGURES = ("pdf", "png", "svg")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
-        prog="python -m srtod.evaluate", description="Score detections by the AI-TOD metric and print it as a table."
+        prog="python -m srtod.evaluate",
+        description="Score detections by the AI-TOD metric and print it as a table.",
+        allow_abbrev=False,
     )
     parser.add_argument("ground_truth", metavar="GT.json", help="ground truth in COCO format")
     parser.add_argument(
@@ -28,7 +31,9 @@ def main() -> None:
         type=_figure,
         help=f"also draw the precision-recall curves of each size bin into this file ({', '.join(FIGURES)})",
     )
+    parser.add_argument("--overwrite", action="store_true", help="replace the files of --json and --plot if they exist")
     arguments = parser.parse_args()
+    _check_outputs(arguments)
 
     from srtod.evaluation import detailed_evaluation, format_classes, format_table, plot_curves
 
@@ -43,6 +48,23 @@ def main() -> None:
     print(format_table(evaluation.metrics))
     if arguments.per_class:
         print(f"\n{format_classes(evaluation)}")
+
+
+def _check_outputs(arguments: argparse.Namespace) -> None:
+    """Raises a ValueError or FileExistsError if a file to be written is read or written too, or exists."""
+    others = {
+        Path(arguments.ground_truth).resolve(): "the ground truth",
+        Path(arguments.detections).resolve(): "the detections",
+    }
+    for option, path in (("--json", arguments.json), ("--plot", arguments.plot)):
+        if not path:
+            continue
+        place = Path(path).resolve()
+        if place in others:
+            raise ValueError(f"{option} {path} is the file of {others[place]}; pass another")
+        if place.is_file() and not arguments.overwrite:
+            raise FileExistsError(f"{path} exists; pass another {option}, or --overwrite to replace it")
+        others[place] = option
 
 
 def _figure(path: str) -> str:

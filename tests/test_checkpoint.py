@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import pickle
+import random
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from srtod.checkpoint import describe, load_detector, write_checkpoint
+from srtod._version import __version__
+from srtod.checkpoint import describe, load_detector, read_checkpoint, write_checkpoint
 from srtod.models import build_detector
 
 MODEL = {"name": "faster_rcnn", "num_classes": 2, "backbone": "mobilenet_v2", "channels": 16}
@@ -60,15 +62,92 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
         load_detector(tmp_path / "absent.ckpt")
 
 
-def test_a_truncated_file_is_refused(content: dict[str, Any], tmp_path: Path) -> None:
+def test_a_full_disk_is_told_as_such(content: dict[str, Any], tmp_path: Path) -> None:
+    (tmp_path / "a.ckpt.part").symlink_to("/dev/full")
+    with pytest.raises(OSError, match=r"a\.ckpt could not be written \(No space left on device\); the one before"):
+        write_checkpoint(content, tmp_path / "a.ckpt")
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_torch_makes_of_a_full_disk_is_not_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def failing(*_: Any) -> None:
+        try:
+            raise OSError(28, "No space left on device")
+        finally:
+            raise RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 704 vs 598")
+
+    monkeypatch.setattr(torch, "save", failing)
+    with pytest.raises(OSError, match=r"a\.ckpt could not be written \(No space left on device\)"):
+        write_checkpoint({}, tmp_path / "a.ckpt")
+
+
+@pytest.mark.parametrize("length", [0, 5000, -1000])
+def test_a_truncated_file_is_refused(content: dict[str, Any], tmp_path: Path, length: int) -> None:
     path = tmp_path / "a.ckpt"
     write_checkpoint(content, path)
-    path.write_bytes(path.read_bytes()[:-1000])
-    with pytest.raises(ValueError, match="damaged or not a checkpoint"):
+    path.write_bytes(path.read_bytes()[:length])
+    with pytest.raises(ValueError, match=r"a\.ckpt is damaged or not a checkpoint"):
         load_detector(path)
 
 
-@pytest.mark.parametrize("foreign", [{"state_dict": {}}, [1, 2], {"model": {}}])
+def test_zeros_within_the_weights_are_found(content: dict[str, Any], tmp_path: Path) -> None:
+    path = tmp_path / "a.ckpt"
+    write_checkpoint(content, path)
+    damaged = bytearray(path.read_bytes())
+    weights = max(content["state_dict"].values(), key=torch.numel)
+    start = damaged.index(weights.numpy().tobytes())
+    damaged[start : start + 4096] = bytes(4096)
+    path.write_bytes(damaged)
+    torch.load(path, weights_only=True)  # notices nothing
+    with pytest.raises(ValueError, match=r"a\.ckpt is damaged"):
+        load_detector(path)
+
+
+@pytest.mark.parametrize(
+    "error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory"), PermissionError(13, "no", "a")]
+)
+def test_other_errors_of_reading_are_not_called_damage(
+    content: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def failing(*_: Any, **__: Any) -> None:
+        raise error
+
+    write_checkpoint(content, tmp_path / "a.ckpt")
+    monkeypatch.setattr(torch, "load", failing)
+    with pytest.raises(type(error)) as raised:
+        read_checkpoint(tmp_path / "a.ckpt")
+    assert raised.value is error
+
+
+def test_a_folder_is_told_as_such(content: dict[str, Any], tmp_path: Path) -> None:
+    with pytest.raises(IsADirectoryError, match=r"is a folder; pass a \.ckpt file of a training run"):
+        load_detector(tmp_path)
+    write_checkpoint(content, tmp_path / "checkpoints" / "best.ckpt")
+    with pytest.raises(IsADirectoryError, match=r"is a folder; pass .*/checkpoints/best\.ckpt$"):
+        load_detector(tmp_path)
+
+
+def test_damaged_files_are_refused_whatever_is_wrong_in_them(content: dict[str, Any], tmp_path: Path) -> None:
+    path, generator, refused = tmp_path / "a.ckpt", random.Random(0), set()
+    write_checkpoint(content, path)
+    whole = path.read_bytes()
+    directory = whole.rindex(b"data.pkl")  # the archive's, in the central directory
+    for _ in range(150):
+        damaged = bytearray(whole)
+        for low, high in ((0, 3000), (directory - 100, len(whole))):  # of pickle and archive; weights fill the rest
+            for place in generator.sample(range(low, high), generator.choice([0, 1, 4])):
+                damaged[place] ^= generator.randrange(1, 256)
+        path.write_bytes(damaged)
+        try:
+            read_checkpoint(path)  # some bytes change nothing but a number
+        except ValueError as error:
+            refused.add(type(error.__cause__))
+    assert len(refused) > 3
+
+
+@pytest.mark.parametrize(
+    "foreign", [{"state_dict": {}}, [1, 2], {"model": {}}, {"state_dict": {}, "srtod": {"version": "0"}}]
+)
 def test_a_foreign_file_is_refused(tmp_path: Path, foreign: Any) -> None:
     torch.save(foreign, tmp_path / "a.ckpt")
     with pytest.raises(ValueError, match="not a checkpoint of srtod's training"):
@@ -91,5 +170,10 @@ def test_nothing_in_a_file_is_executed(tmp_path: Path) -> None:
 def test_a_detector_of_another_version_is_told(content: dict[str, Any], tmp_path: Path) -> None:
     content["srtod"] = content["srtod"] | {"version": "9.9", "model": MODEL | {"channels": 32}}
     write_checkpoint(content, tmp_path / "a.ckpt")
-    with pytest.raises(ValueError, match=r"written by srtod 9\.9, holds a detector that srtod .* cannot build"):
+    message = r"written by srtod 9\.9, holds a detector that srtod .* cannot build .*; install srtod 9\.9 to use it$"
+    with pytest.raises(ValueError, match=message):
+        load_detector(tmp_path / "a.ckpt")
+    content["srtod"] = content["srtod"] | {"version": __version__}
+    write_checkpoint(content, tmp_path / "a.ckpt")
+    with pytest.raises(ValueError, match=r"cannot build .*; use another checkpoint$"):
         load_detector(tmp_path / "a.ckpt")

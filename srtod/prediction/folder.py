@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
-from uuid import uuid4
 
 from torch import Tensor
 from tqdm import tqdm
 
+from srtod._files import replacing_folder
 from srtod._version import __version__
-from srtod.data.coco import first
+from srtod.data.coco import name_some
 from srtod.data.image import ImageError, read_image
 from srtod.evaluation import coco_results
 from srtod.visualization import SCORE, draw_detections, reconstruction_figure
@@ -23,7 +21,7 @@ from srtod.visualization import SCORE, draw_detections, reconstruction_figure
 from .images import ImageList
 from .predictor import Predictor, batches
 
-__all__ = ["Predicted", "predict_folder", "replacing_folder"]
+__all__ = ["Predicted", "predict_folder"]
 
 CONTENT = ("detections.json", "images.json", "pictures", "figures")
 """All that a folder of predictions holds."""
@@ -86,11 +84,12 @@ def predict_folder(
         raise ValueError("the detector was trained without self-reconstruction and has no figures; ask for none")
     _check_categories(predictor, images.categories)
     pngs = _picture_names([entry["file_name"] for entry in images.entries])
+    _check_replaceable(out, overwrite)
     shown: list[dict[str, Any]] = []
     skipped: list[str] = []
     found = 0
     with (
-        replacing_folder(out, overwrite) as folder,
+        replacing_folder(out) as folder,
         (folder / "detections.json").open("w", encoding="utf-8") as file,
         tqdm(total=len(images.entries), unit="image") as progress,
     ):
@@ -112,45 +111,12 @@ def predict_folder(
             progress.update(len(shown) + len(skipped) - progress.n)
         file.write("\n]\n")
         if not shown:
-            raise ValueError(f"none of the {len(skipped)} images can be read, the first of them {first(skipped[:1])}")
+            raise ValueError(
+                f"none of the {len(skipped)} images can be read, the first of them {name_some(skipped[:1])}"
+            )
         (folder / "images.json").write_text(_images_json(predictor, shown, skipped), encoding="utf-8")
+        _check_replaceable(out, overwrite)  # much may have happened there in the meantime
     return Predicted(len(shown), found, skipped)
-
-
-@contextmanager
-def replacing_folder(out: Path, overwrite: bool) -> Iterator[Path]:
-    """A folder that takes the place of `out` when all of it is there; after an error `out` is as it was.
-
-    Until then it is `.OUT.*.part` beside it, which is all that a killed process leaves.
-
-    Raises:
-        OSError: if `out` may not be replaced or cannot be written.
-    """
-    _check_replaceable(out, overwrite)
-    out = out.resolve()
-    temporary = out.with_name(f".{out.name}.{uuid4().hex[:8]}.part")
-    try:
-        try:
-            temporary.mkdir(parents=True)
-        except OSError as error:
-            raise OSError(f"the folder {out} cannot be made ({error.strerror}); choose another") from error
-        yield temporary
-        _check_replaceable(out, overwrite)
-        before = temporary.with_suffix(".before")
-        if out.exists():
-            out.rename(before)
-        try:
-            temporary.rename(out)
-        except OSError:
-            if before.exists():
-                before.rename(out)
-            raise
-        shutil.rmtree(before, ignore_errors=True)
-    except BaseException as error:
-        shutil.rmtree(temporary, ignore_errors=True)
-        if isinstance(error, KeyboardInterrupt):
-            raise KeyboardInterrupt(f"interrupted; {out} is as it was") from None
-        raise
 
 
 def _check_replaceable(out: Path, overwrite: bool) -> None:
@@ -162,7 +128,7 @@ def _check_replaceable(out: Path, overwrite: bool) -> None:
     content = sorted(path.name for path in out.iterdir())
     others = [name for name in content if name not in CONTENT]
     if others:
-        raise FileExistsError(f"{out} holds other things than predictions ({first(others)}); pass a new folder")
+        raise FileExistsError(f"{out} holds other things than predictions ({name_some(others)}); pass a new folder")
     if content and not overwrite:
         raise FileExistsError(f"{out} already holds predictions; pass another folder, or set overwrite to replace them")
 

@@ -7,12 +7,14 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 from PIL import Image
 
-from srtod import evaluate
-from srtod._cli import replacing, run
+from srtod import convert, evaluate, inspect
+from srtod._cli import run
+from srtod._files import replacing
 
 TRUTH = {
     "images": [{"id": 1, "file_name": "a.png", "width": 100, "height": 100}],
@@ -75,9 +77,41 @@ def test_a_figure_that_cannot_be_written(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], plot: str, message: str
 ) -> None:
     (folder / "metrics.json").write_text("before")
-    assert call(monkeypatch, "truth.json", "results.json", "--json", "metrics.json", "--plot", plot) == 2
+    arguments = ("--overwrite", "--json", "metrics.json", "--plot", plot)
+    assert call(monkeypatch, "truth.json", "results.json", *arguments) == 2
     assert message in capsys.readouterr().err
     assert (folder / "metrics.json").read_text() == "before"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("--json old.json", "old.json exists; pass another --json, or --overwrite to replace it"),
+        ("--plot old.png", "old.png exists; pass another --plot, or --overwrite to replace it"),
+        ("--overwrite --json ./truth.json", "--json ./truth.json is the file of the ground truth; pass another"),
+        ("--overwrite --json link.json", "--json link.json is the file of the detections; pass another"),
+        ("--json a.png --plot a.png", "--plot a.png is the file of --json; pass another"),
+        ("--overwrit --json old.json", "unrecognized arguments: --overwrit"),
+    ],
+)
+def test_no_file_is_lost(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], arguments: str, message: str
+) -> None:
+    for name in ("old.json", "old.png"):
+        (folder / name).write_text("before")
+    (folder / "link.json").symlink_to("results.json")
+    before = {path: path.read_bytes() for path in folder.iterdir()}
+    assert call(monkeypatch, "truth.json", "results.json", *arguments.split()) == 2
+    assert message in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in folder.iterdir()} == before
+
+
+def test_files_are_replaced_on_request(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for _ in range(2):
+        assert (
+            call(monkeypatch, "truth.json", "results.json", "--overwrite", "--json", "a.json", "--plot", "a.svg") == 0
+        )
+    assert json.loads((folder / "a.json").read_text())["APt"] == pytest.approx(1.0)
 
 
 @pytest.mark.parametrize(
@@ -110,7 +144,7 @@ def test_bad_input_is_one_sentence_and_leaves_the_output_alone(
     else:
         (folder / name).write_text(content)
     files = sorted(folder.iterdir())
-    assert call(monkeypatch, "truth.json", "results.json", "--json", "metrics.json") == 2
+    assert call(monkeypatch, "truth.json", "results.json", "--json", "metrics.json", "--overwrite") == 2
     printed = capsys.readouterr()
     assert printed.out == ""
     assert printed.err.startswith("error: ")
@@ -138,6 +172,18 @@ def test_read_only_folder(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys:
     assert call(monkeypatch, "truth.json", "results.json", "--json", "metrics.json") == 2
     folder.chmod(0o755)
     assert "Permission denied" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("program", "arguments"), [(convert, "yolo a b --overwrit"), (inspect, "a --deco")], ids=["convert", "inspect"]
+)
+def test_options_are_not_abbreviated(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], program: ModuleType, arguments: str
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["program", *arguments.split()])
+    with pytest.raises(SystemExit):
+        program.main()
+    assert "unrecognized arguments: --" in capsys.readouterr().err
 
 
 def test_ctrl_c_ends_with_130_and_leaves_no_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
