@@ -8,18 +8,21 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from srtod._cli import replacing, run
+from srtod._cli import run
+from srtod._files import replacing
 
 if TYPE_CHECKING:
     import numpy as np
     from matplotlib.figure import Figure
+
+    from srtod.data.problems import Problem
 
 DESCRIPTION = """Print what a data set consists of and what is wrong with it, and plot the sizes of its objects, objects
 per image and objects of each class."""
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m srtod.inspect", description=DESCRIPTION)
+    parser = argparse.ArgumentParser(prog="python -m srtod.inspect", description=DESCRIPTION, allow_abbrev=False)
     parser.add_argument(
         "data", metavar="DATA", help="a folder (COCO, YOLO, VisDrone-DET, DroneSwarms, AI-TOD), or a COCO JSON file"
     )
@@ -57,8 +60,10 @@ def _inspect(data: str, images: str | None, name: str, *, decode: bool) -> Figur
         print(
             "\n".join([f"\n{split}: " + ("worth a look" if problems[split] else "no problems found"), *problems[split]])
         )
-    if shared := shared_images(splits):
+    if shared := [*_other_categories(splits), *shared_images(splits)]:
         print("\n".join(["\nall splits: worth a look", *map(str, shared)]))
+    if not decode:
+        print("\npixels were not looked at; --decode does")
     return plot_statistics(statistics, bins, title=name)
 
 
@@ -102,6 +107,28 @@ def _read(data: str, images: str | None) -> tuple[str, dict[str, tuple[Mapping[s
             splits[name] = split.read()
         problems[name] = [f"         {warning.message}" for warning in caught]
     return f"{folder.layout} layout", splits, problems
+
+
+def _other_categories(splits: Mapping[str, tuple[Mapping[str, Any], Path]]) -> list[Problem]:
+    """The splits whose categories are not those of the first one."""
+    from srtod.data.problems import Problem
+
+    (first, own), *others = (
+        (name, {entry["id"]: str(entry.get("name", entry["id"])) for entry in content["categories"]})
+        for name, (content, _) in splits.items()
+    )
+    where = []
+    for name, categories in others:
+        sides = {"without": own.items() - categories.items(), "with": categories.items() - own.items()}
+        differences = [
+            f"{word} {' and '.join(f'{identity} {called}' for identity, called in sorted(side))}"
+            for word, side in sides.items()
+            if side
+        ]
+        if differences:
+            where.append(f"{name} ({', '.join(differences)})")
+    what = f"splits with other categories than {first}; training refuses to evaluate the one on the other"
+    return [Problem(what, where)] if where else []
 
 
 def _anchors(split: str, sizes: np.ndarray) -> str:

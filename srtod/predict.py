@@ -14,12 +14,26 @@ PRECISIONS = {"32-true": None, "bf16-mixed": "bfloat16", "16-mixed": "float16"}
 def main() -> None:
     arguments = _parser().parse_args()
 
+    from srtod._errors import first_line, is_out_of_memory
+
+    try:
+        _predict(arguments)
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        on_gpu = not isinstance(error, MemoryError) and "CPUAllocator" not in str(error)
+        raise SystemExit(f"error: not enough memory ({first_line(error)}); {_cure(arguments, on_gpu)}") from None
+
+
+def _predict(arguments: argparse.Namespace) -> None:
     import torch
 
-    from srtod.data.coco import first
+    from srtod.data.coco import name_some
     from srtod.prediction import Predictor, find_images, predict_folder
 
     if arguments.threads is not None:
+        if arguments.threads < 1:
+            raise ValueError(f"--threads must be at least 1, got {arguments.threads}")
         torch.set_num_threads(arguments.threads)
     images = find_images(arguments.images, arguments.coco, without=arguments.out)
     precision = PRECISIONS[arguments.precision]
@@ -33,7 +47,7 @@ def main() -> None:
     )
     if images.left_out:
         why = "are not images" if arguments.coco is None else f"are not in {arguments.coco}"
-        print(f"left out {len(images.left_out)} files that {why}: {first(images.left_out)}", file=sys.stderr)
+        print(f"left out {len(images.left_out)} files that {why}: {name_some(images.left_out)}", file=sys.stderr)
     predicted = predict_folder(
         predictor,
         images,
@@ -50,11 +64,27 @@ def main() -> None:
     print(f"{arguments.out}: {predicted.detections} detections in {predicted.images} images")
 
 
+def _cure(arguments: argparse.Namespace, on_gpu: bool) -> str:
+    """What to do where memory ran out. The size at which the detector looks at images is the training run's."""
+    cures = []
+    if arguments.batch_size > 1:
+        cures.append(f"lower --batch-size {arguments.batch_size}")
+    if arguments.precision == "32-true":
+        cures.append("pass --precision bf16-mixed")
+    if arguments.figures:
+        cures.append("leave out --figures")
+    if on_gpu:
+        cures.append("pass --device cpu")
+    cures.append("cut the images into smaller ones (of no use if the training run set min_size)")
+    return " or ".join([", ".join(cures[:-1]), cures[-1]] if cures[:-1] else cures)
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m srtod.predict",
         description="Find objects in images. Writes a folder with detections.json (COCO results), images.json (what "
         "its ids stand for) and pictures; it is there when all of it is done. Defaults are in brackets.",
+        allow_abbrev=False,
     )
     parser.add_argument("checkpoint", metavar="CHECKPOINT", help="a .ckpt file of `python -m srtod.train`")
     parser.add_argument("images", metavar="IMAGES", help="an image, or a folder, searched with its subfolders")

@@ -93,6 +93,30 @@ def test_problems_of_files_and_between_splits(
     )
 
 
+def test_categories_that_differ_between_splits(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    content = json.loads(Path("cars/test.json").read_text())
+    content["categories"] = [{"id": 2, "name": "car"}, {"id": 3, "name": "van"}, {"id": 4, "name": "bus"}]
+    Path("cars/test.json").write_text(json.dumps(content))
+    assert call(monkeypatch, "cars") == 0
+    printed = capsys.readouterr().out
+    line = "1  splits with other categories than train; training refuses to evaluate the one on the other\n"
+    assert f"{line}         test (without 3 bus, with 3 van and 4 bus)\n" in printed
+
+
+def test_decoding_is_suggested_where_it_was_not_done(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    hint = "pixels were not looked at; --decode does\n\ncars"
+    assert call(monkeypatch, "cars") == 0
+    printed = capsys.readouterr().out
+    assert hint in printed
+    assert "other categories" not in printed
+    assert call(monkeypatch, "cars", "--decode") == 0
+    assert hint not in capsys.readouterr().out
+
+
 def test_what_a_reader_leaves_out_is_a_problem(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -105,6 +129,21 @@ def test_what_a_reader_leaves_out_is_a_problem(
     assert printed.startswith("air: VisDrone layout\n")
     assert "left out 1 boxes, which have no area inside their image" in printed
     assert "ignore regions 1" in [" ".join(line.split()) for line in printed.splitlines()]
+
+
+def test_labels_without_an_image_are_a_problem(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for folder in ("images", "labels"):
+        (tmp_path / "air" / folder).mkdir(parents=True)
+    Image.new("RGB", (64, 48)).save(tmp_path / "air/images/a.jpg")
+    for name in "ab":
+        (tmp_path / f"air/labels/{name}.txt").write_text("0 0.5 0.5 0.1 0.1\n")
+    (tmp_path / "air/data.yaml").write_text("train: images\nnames: [car]\n")
+    assert call(monkeypatch, "air") == 0
+    printed = capsys.readouterr().out
+    assert "train: worth a look\n" in printed
+    assert "left out 1 label files without an image of the same name: labels/b.txt; add the images" in printed
 
 
 def test_a_set_without_objects(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -25,6 +25,7 @@ from srtod.models import build_detector
 from srtod.prediction import find_images, predict_folder
 from srtod.prediction import folder as prediction_folder
 
+CUT = "cut the images into smaller ones (of no use if the training run set min_size)"
 CATEGORIES = [{"id": 3, "name": "drone"}, {"id": 7, "name": "bird"}, {"id": 9, "name": "kite"}]
 
 
@@ -188,11 +189,15 @@ def test_bad_images_stop_it_or_are_counted(
     ("arguments", "message"),
     [
         ("absent.ckpt images out", "the checkpoint absent.ckpt does not exist"),
-        ("images images out", "the checkpoint images does not exist; pass a .ckpt file"),
+        ("images images out", "the checkpoint images is a folder; pass a .ckpt file of a training run"),
+        ("run images out", "the checkpoint run is a folder; pass run/checkpoints/best.ckpt"),
+        ("a.ckpt images out --threads 0", "--threads must be at least 1, got 0"),
         ("cut.ckpt images out", "cut.ckpt is damaged or not a checkpoint"),
         ("plain.ckpt images out --figures", "the detector was trained without self-reconstruction and has no figures"),
         ("a.ckpt absent out", "absent does not exist; pass an image or a folder of images"),
         ("a.ckpt empty out", "empty and its subfolders hold no image, no file that ends in .bmp,"),
+        ("a.ckpt images .", "., where the predictions are to go, contains the images of images; choose another OUT"),
+        ("a.ckpt images images", "images, where the predictions are to go, contains the images of images; choose"),
         ("a.ckpt images images/notes.txt", "images/notes.txt is a file; pass the path of a folder"),
         ("a.ckpt images images/notes.txt/out", "cannot be made (Not a directory); choose another"),
         (
@@ -229,6 +234,8 @@ def test_bad_input_ends_with_one_sentence_and_changes_nothing(
         weights = {f"detector.{name}": value for name, value in plain.state_dict().items()}
         description = describe(model | {"self_reconstruction": False}, ["drone"], [1])
         write_checkpoint({"state_dict": weights, "srtod": description}, "plain.ckpt")
+    Path("run", "checkpoints").mkdir(parents=True)
+    Path("run", "checkpoints", "best.ckpt").symlink_to(checkpoint)
     Path("empty").mkdir()
     Path("before").mkdir()
     Path("before", "detections.json").write_text("[]")
@@ -245,6 +252,11 @@ def test_bad_input_ends_with_one_sentence_and_changes_nothing(
     assert message in error
     assert files(tmp_path) == before
     assert not leftovers(tmp_path)
+
+
+def test_options_are_not_abbreviated(checkpoint: Path, images: Path, tmp_path: Path) -> None:
+    assert call(checkpoint, images, tmp_path / "out", "--overwrit") == 2
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
@@ -280,6 +292,69 @@ def test_overwrite_replaces_predictions_once_the_new_ones_are_there(
     assert not leftovers(tmp_path)
 
 
+def test_what_appears_in_the_meantime_is_kept(
+    checkpoint: Path, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def appearing(*_: Any) -> str:
+        (tmp_path / "out").mkdir()
+        (tmp_path / "out" / "mine").touch()
+        return ""
+
+    monkeypatch.setattr(prediction_folder, "_images_json", appearing)
+    assert call(checkpoint, images / "b.png", tmp_path / "out", "--device", "cpu") == 2
+    assert files(tmp_path / "out") == ["mine"]
+    assert not leftovers(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("error", "options", "cures"),
+    [
+        (
+            torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.\nSee documentation"),
+            ["--batch-size", "4", "--figures"],
+            "lower --batch-size 4, pass --precision bf16-mixed, leave out --figures, pass --device cpu or ",
+        ),
+        (
+            RuntimeError("[enforce fail at alloc_cpu.cpp:130] DefaultCPUAllocator: can't allocate memory: 8 bytes"),
+            ["--precision", "bf16-mixed"],
+            "",
+        ),
+        (MemoryError(), [], "pass --precision bf16-mixed or "),
+    ],
+    ids=["cuda", "cpu", "numpy"],
+)
+def test_out_of_memory_says_what_to_do(
+    checkpoint: Path,
+    images: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    error: Exception,
+    options: list[str],
+    cures: str,
+) -> None:
+    def failing(*_: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(srtod.Predictor, "detect", failing)
+    reason = str(error).partition("\n")[0] or "MemoryError"
+    end = call(checkpoint, images, tmp_path / "out", "--device", "cpu", *options)
+    assert end == f"error: not enough memory ({reason}); {cures}{CUT}"
+    assert not (tmp_path / "out").exists()
+    assert not leftovers(tmp_path)
+
+
+def test_other_errors_are_shown_in_full(
+    checkpoint: Path, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failing(*_: Any) -> None:
+        raise RuntimeError("something else")
+
+    monkeypatch.setattr(srtod.Predictor, "detect", failing)
+    with pytest.raises(RuntimeError, match=r"^something else$"):
+        call(checkpoint, images, tmp_path / "out", "--device", "cpu")
+
+
+@pytest.mark.usefixtures("interruptible")
 @pytest.mark.parametrize("kind", [signal.SIGINT, signal.SIGKILL])
 def test_killed_in_the_middle_it_leaves_nothing_that_looks_finished(
     checkpoint: Path, tmp_path: Path, kind: signal.Signals

@@ -22,7 +22,7 @@ from torch import Tensor
 from .detection import DetectionDataset, Sample, Target
 from .image import read_image
 
-__all__ = ["CocoDataset", "check_box", "field", "first", "read_coco", "read_json"]
+__all__ = ["CocoDataset", "check_box", "field", "name_some", "read_coco", "read_json"]
 
 NAMED = 5
 """How many of the offending files or boxes a message names."""
@@ -73,7 +73,8 @@ class CocoDataset(DetectionDataset):
         self._boxes, self._labels, self._ignore = self._clean_annotations()
         if not allow_empty and not any(len(labels) for labels in self._labels.values()):
             raise ValueError(
-                f"{self._source} has no box to train on; pass a file with annotations, or allow_empty=True"
+                f"{self._source} has no box to train on or to evaluate with; pass annotations with at least one (only "
+                "prediction and timing can do without, for which Python has allow_empty=True)"
             )
 
     @property
@@ -122,7 +123,7 @@ class CocoDataset(DetectionDataset):
         if missing:
             raise FileNotFoundError(
                 f"{len(missing)} of {len(entries)} images of {self._source} are missing from {self._folder}: "
-                f"{first(missing)}"
+                f"{name_some(missing)}"
             )
 
     def _clean_annotations(self) -> tuple[dict[int, np.ndarray], dict[int, np.ndarray], dict[int, np.ndarray]]:
@@ -155,7 +156,7 @@ class CocoDataset(DetectionDataset):
         if dropped:
             warnings.warn(
                 f"{self._source}: left out {len(dropped)} of {len(seen)} boxes, which have no area inside their image "
-                f"(annotation ids {first(dropped)})",
+                f"(annotation ids {name_some(dropped)})",
                 stacklevel=3,
             )
         return (
@@ -276,7 +277,7 @@ def _name(source: Any) -> str:
     return str(source) if isinstance(source, (str, Path)) else "the COCO data"
 
 
-def first(items: Iterable[Any]) -> str:
+def name_some(items: Iterable[Any]) -> str:
     """The first five of some offenders, for a message that counts them."""
     items = [str(item) for item in items]
     return ", ".join(items[:NAMED]) + (", ..." if len(items) > NAMED else "")

@@ -8,7 +8,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from .image import image_size
+from .coco import name_some
+from .image import ImageError, image_size
 
 __all__ = ["Conversion", "text_lines"]
 
@@ -28,6 +29,8 @@ class Conversion:
         content: COCO's `images`, `annotations` and `categories`; images and annotations are numbered from 1.
         ignored: number of ignore regions, by the reason that they are ignored for.
         degenerate: number of boxes and regions dropped.
+        unreadable: image files left out, with their boxes, because they cannot be read as an image.
+        unused: label files that no image belongs to; the reader adds them.
     """
 
     def __init__(self, source: Path, folder: Path, class_names: Mapping[int, str]) -> None:
@@ -36,22 +39,29 @@ class Conversion:
         self.class_names = dict(class_names)
         self.ignored: Counter[str] = Counter()
         self.degenerate = 0
+        self.unreadable: list[str] = []
+        self.unused: list[str] = []
         self.content: dict[str, Any] = {
             "images": [],
             "annotations": [],
             "categories": [{"id": identity, "name": name} for identity, name in self.class_names.items()],
         }
 
-    def add_image(self, path: Path) -> dict[str, Any]:
+    def add_image(self, path: Path) -> dict[str, Any] | None:
         """Adds an image file of the folder, of which only the header is read, and returns its entry.
+
+        A file that cannot be read as an image is counted instead, and None returned: leave its boxes out.
 
         Raises:
             FileNotFoundError: if there is no such file.
-            ValueError: if the file is not an image.
         """
-        width, height = image_size(path)
-        images = self.content["images"]
         name = path.relative_to(self.folder).as_posix()
+        try:
+            width, height = image_size(path)
+        except ImageError:
+            self.unreadable.append(name)
+            return None
+        images = self.content["images"]
         images.append({"id": len(images) + 1, "file_name": name, "width": width, "height": height})
         return dict(images[-1])
 
@@ -67,15 +77,35 @@ class Conversion:
             for category in self.class_names:
                 self._annotate(image, category, box, 1, more)
 
-    def warn(self) -> None:
-        """Warns if boxes were dropped."""
+    def check_readable(self) -> None:
+        """Raises an ImageError if images were added, but none of them can be read."""
+        if self.unreadable and not self.content["images"]:
+            raise ImageError(
+                f"{self.source}: none of the {len(self.unreadable)} images in {self.folder} can be read as an image: "
+                f"{name_some(self.unreadable)}; replace them"
+            )
+
+    def warn_of_dropped(self) -> None:
+        """Warns if boxes were dropped, or image or label files left out."""
         if self.degenerate:
             warnings.warn(
                 f"{self.source}: left out {self.degenerate} boxes, which have no area inside their image", stacklevel=3
             )
+        if self.unreadable:
+            warnings.warn(
+                f"{self.source}: left out {len(self.unreadable)} files in {self.folder} that cannot be read as an "
+                f"image, and their labels: {name_some(self.unreadable)}; replace or remove them",
+                stacklevel=3,
+            )
+        if self.unused:
+            warnings.warn(
+                f"{self.source}: left out {len(self.unused)} label files without an image of the same name: "
+                f"{name_some(self.unused)}; add the images, or remove the files",
+                stacklevel=3,
+            )
 
     def summary(self) -> str:
-        """The counts as a table: images, objects of each class, ignore regions by reason, boxes dropped."""
+        """The counts as a table: images, objects of each class, ignore regions by reason, what was left out."""
         objects = [entry for entry in self.content["annotations"] if not entry["iscrowd"]]
         classes = Counter(entry["category_id"] for entry in objects)
         images = len(self.content["images"])
@@ -85,8 +115,13 @@ class Conversion:
         rows += [("ignore regions", self.ignored.total())]
         rows += [(f"  {reason}", count) for reason, count in sorted(self.ignored.items())]
         rows += [("boxes without area, dropped", self.degenerate)]
-        width = max(len(name) for name, _ in rows)
-        return "\n".join(f"{name:<{width}}  {count:>8}" for name, count in rows)
+        files = {"files that cannot be read as an image": self.unreadable, "label files without an image": self.unused}
+        left_out = {what: names for what, names in files.items() if names}
+        width = max(map(len, [*dict(rows), *left_out]))
+        lines = [f"{name:<{width}}  {count:>8}" for name, count in rows]
+        for what, names in left_out.items():
+            lines += [f"{what:<{width}}  {len(names):>8}", f"  {name_some(names)}"]
+        return "\n".join(lines)
 
     def _has_area(self, image: Mapping[str, Any], box: list[float]) -> bool:
         x, y, width, height = box

@@ -6,7 +6,7 @@ import os
 import re
 from pathlib import Path
 
-from .coco import first
+from .coco import name_some
 
 __all__ = ["locate_images"]
 
@@ -37,7 +37,7 @@ def locate_images(annotations: Path, split: str, file_names: list[str]) -> tuple
     best = max(found, key=lambda folder: len(found[folder]))  # the first of equals
     if not found[best]:
         raise FileNotFoundError(
-            f"none of the {len(file_names)} images of {annotations} was found: {first(file_names)}; looked in "
+            f"none of the {len(file_names)} images of {annotations} was found: {name_some(file_names)}; looked in "
             f"{', '.join(map(str, folders))}; move them to one of these, or pass their folder"
         )
     if split == "trainval" and len(found[best]) < len(file_names):

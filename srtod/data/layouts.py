@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
-from .coco import CocoDataset, read_coco
+from .coco import CocoDataset, name_some, read_coco
 from .conversion import Conversion
 from .detection import Sample, Target
 from .image_folders import locate_images
@@ -70,11 +70,13 @@ class DataFolder:
         path: the folder.
         layout: one of `LAYOUTS`.
         splits: its splits, by name.
+        results: JSON files with a split's name that are no split: they are lists, as COCO's results are.
     """
 
     path: Path
     layout: str
     splits: Mapping[str, Split]
+    results: Sequence[Path] = ()
 
     def choose(self, train: str | None = None, test: str | None = None) -> tuple[Split, Split]:
         """The splits to train and to evaluate on.
@@ -104,7 +106,7 @@ class DataFolder:
                 return self.splits[name]
         raise ValueError(
             f"{self.path} ({self.layout}) has no split {' or '.join(names)}; it has {', '.join(self.splits)}, of which "
-            "one can be chosen by its name"
+            f"one can be chosen by its name{_taken_for_results(self.results)}"
         )
 
 
@@ -128,7 +130,8 @@ def open_folder(path: str | Path) -> DataFolder:
     if not path.exists():
         raise FileNotFoundError(f"the data folder {path} does not exist; pass the folder that holds the data set")
     found: dict[str, dict[str, Split]] = {}
-    if coco := _coco_splits(path):
+    coco, results = _coco_splits(path)
+    if coco:
         found[_coco_layout(coco)] = coco
     if path.is_dir() and (visdrone := find_visdrone(path)):
         found["VisDrone"] = {
@@ -143,6 +146,7 @@ def open_folder(path: str | Path) -> DataFolder:
         known = "; ".join(f"{name} ({files})" for name, files in LAYOUTS.items())
         raise FileNotFoundError(
             f"{path} has no known layout; looked for {known}; arrange it like one of these, or pass COCO files"
+            f"{_taken_for_results(results)}"
         )
     if len(found) > 1:
         examples = " and ".join(f"{name} ({next(iter(splits.values())).source})" for name, splits in found.items())
@@ -152,11 +156,11 @@ def open_folder(path: str | Path) -> DataFolder:
     [(layout, splits)] = found.items()
     order = {name: index for index, name in enumerate(("train", "val", "trainval", "test"))}
     names = sorted(splits, key=lambda name: (order.get(name, len(order)), name))
-    return DataFolder(path, layout, {name: splits[name] for name in names})
+    return DataFolder(path, layout, {name: splits[name] for name in names}, results)
 
 
-def _coco_splits(path: Path) -> dict[str, Split]:
-    """The COCO files of a folder, or a file on its own."""
+def _coco_splits(path: Path) -> tuple[dict[str, Split], list[Path]]:
+    """The COCO files of a folder, or a file on its own; and those that are lists, and so taken for results."""
     files: dict[Path, str | None]
     if path.is_file():
         files = {path: _split_word(path.stem) or path.stem} if path.suffix == ".json" else {}
@@ -167,8 +171,12 @@ def _coco_splits(path: Path) -> dict[str, Split]:
             if split or folder.name.lower().startswith("annotations"):
                 files |= {file: _split_word(file.stem) or split for file in sorted(folder.glob("*.json"))}
     splits: dict[str, Split] = {}
+    results = []
     for file, name in files.items():
-        if name is None or file.name.startswith(_OTHER_TASKS) or _is_list(file):
+        if name is None or file.name.startswith(_OTHER_TASKS):
+            continue
+        if _is_list(file):
+            results.append(file)
             continue
         if name in splits:
             raise ValueError(
@@ -176,7 +184,14 @@ def _coco_splits(path: Path) -> dict[str, Split]:
                 "meant, or move the other away"
             )
         splits[name] = Split(name, file, partial(_read_coco_split, file, name))
-    return splits
+    return splits, results
+
+
+def _taken_for_results(files: Sequence[Path]) -> str:
+    """The end of a message that misses a split."""
+    if not files:
+        return ""
+    return f" (taken for results, as a list and no object with 'images': {name_some(files)})"
 
 
 def _split_word(text: str) -> str | None:
@@ -214,5 +229,5 @@ def _read_coco_split(file: Path, split: str) -> tuple[dict[str, Any], Path]:
 
 def _converted(read: Callable[[], Conversion]) -> tuple[dict[str, Any], Path]:
     conversion = read()
-    conversion.warn()
+    conversion.warn_of_dropped()
     return conversion.content, conversion.folder

@@ -9,7 +9,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from .coco import first
+from .coco import name_some
 from .image import image_size, read_image
 from .statistics import has_area
 
@@ -37,7 +37,7 @@ class Problem(NamedTuple):
     where: list[str]
 
     def __str__(self) -> str:
-        return f"{len(self.where):>7,}  {self.what}\n         {first(self.where)}"
+        return f"{len(self.where):>7,}  {self.what}\n         {name_some(self.where)}"
 
 
 def find_problems(content: Mapping[str, Any], folder: str | Path, *, decode: bool = False) -> list[Problem]:

@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
-from .coco import first
+from .coco import name_some
 from .conversion import Conversion, text_lines
 from .image import list_images
 
@@ -66,7 +66,8 @@ def read_visdrone(folder: str | Path) -> Conversion:
 
     A line is `x,y,width,height,score,category,truncation,occlusion`, in whole pixels. Categories 1 to 10 keep their
     ids, and their objects `truncation` and `occlusion`. Categories 0 and 11, and boxes of score 0, with which VisDrone
-    marks what is not to be counted, are ignore regions and not objects. Boxes without an area are dropped and counted.
+    marks what is not to be counted, are ignore regions and not objects. Boxes without an area are dropped and counted,
+    and so are files that cannot be read as an image, with their boxes.
 
     Args:
         folder: a split's folder, such as `VisDrone2019-DET-train`.
@@ -76,7 +77,7 @@ def read_visdrone(folder: str | Path) -> Conversion:
 
     Raises:
         FileNotFoundError: if images lack an annotation file, or annotation files an image.
-        ValueError: if a line is malformed, two images share an annotation file, or an image file is no image.
+        ValueError: if a line is malformed, two images share an annotation file, or none can be read.
     """
     folder = Path(folder)
     conversion = Conversion(folder, folder / "images", CLASS_NAMES)
@@ -88,10 +89,12 @@ def read_visdrone(folder: str | Path) -> Conversion:
     ):
         if lacking:
             raise FileNotFoundError(
-                f"{folder}: {len(lacking)} {kind} of the same name: {first(sorted(lacking))}; add or remove them"
+                f"{folder}: {len(lacking)} {kind} of the same name: {name_some(sorted(lacking))}; add or remove them"
             )
     for stem, path in images.items():
         image = conversion.add_image(path)
+        if image is None:
+            continue
         for number, line in text_lines(annotations[stem]):
             *box, score, category, truncation, occlusion = _parse(line, f"{annotations[stem]}: line {number}")
             more = {"truncation": truncation, "occlusion": occlusion}
@@ -101,6 +104,7 @@ def read_visdrone(folder: str | Path) -> Conversion:
                 conversion.add_ignored(image, [*box], "score 0", **more)
             else:
                 conversion.add_object(image, category, [*box], **more)
+    conversion.check_readable()
     return conversion
 
 

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from .coco import first
+from .coco import name_some
 from .conversion import Conversion, text_lines
-from .image import list_images
+from .image import SUFFIXES, list_images
 
 __all__ = ["find_yolo", "read_yolo"]
 
@@ -50,20 +50,21 @@ def read_yolo(path: str | Path, split: str) -> Conversion:
     The labels of an image are in the text file of its path with the last folder `images` replaced by `labels`, or
     beside the image where no folder is called `images`; an image without one has no objects. A line is `class cx cy
     width height`, or `class x1 y1 x2 y2 x3 y3 ...`, a polygon, of which the box is taken; all in [0, 1] of the image's
-    size, as it is shown. Class k has the category id k + 1. Boxes without an area are dropped and counted.
+    size, as it is shown. Class k has the category id k + 1. Boxes without an area are dropped and counted, and files
+    that cannot be read as an image, left out with their labels, and label files without an image of the same name are
+    listed.
 
     Args:
         path: data.yaml.
         split: train, val or test.
 
     Returns:
-        The set as COCO data, the innermost folder that holds all of its images, and the count of dropped boxes.
+        The set as COCO data, the innermost folder that holds all of its images, and what was left out of it.
 
     Raises:
         FileNotFoundError: if a folder, a list or an image of a list is missing, there is no image, or no image at all
             has a label file.
-        ValueError: if the YAML file or a label is malformed, two images share a label file, or an image file is no
-            image.
+        ValueError: if the YAML file or a label is malformed, two images share a label file, or no image can be read.
     """
     path = Path(path)
     class_names, sources = _read_yaml(path)
@@ -71,7 +72,7 @@ def read_yolo(path: str | Path, split: str) -> Conversion:
         raise ValueError(f"{path} has no split {split!r}; it has {', '.join(sources)}")
     images = [image for source in sources[split] for image in _images_of(source, path)]
     if not images:
-        raise FileNotFoundError(f"{path}: {split!r} has no images; looked in {first(sources[split])}")
+        raise FileNotFoundError(f"{path}: {split!r} has no images; looked in {name_some(sources[split])}")
     labels = _label_files(images)
     if not any(label.is_file() for label in labels):
         raise FileNotFoundError(
@@ -82,11 +83,16 @@ def read_yolo(path: str | Path, split: str) -> Conversion:
     conversion = Conversion(path, folder, dict(enumerate(class_names, start=1)))
     for image, label in zip(images, labels, strict=True):
         entry = conversion.add_image(image)
+        if entry is None:
+            continue
         for number, line in text_lines(label) if label.is_file() else ():
             kind, box = _parse(line, len(class_names), f"{label}: line {number}")
             x, y, width, height = box
             pixels = [x * entry["width"], y * entry["height"], width * entry["width"], height * entry["height"]]
             conversion.add_object(entry, kind + 1, pixels)
+    conversion.check_readable()
+    unused = _labels_without_image(sources[split], images, labels)
+    conversion.unused = [os.path.relpath(file, path.parent) for file in unused]
     return conversion
 
 
@@ -125,7 +131,7 @@ def _class_names(content: Mapping[str, Any], path: Path) -> list[str]:
     names = content.get("names")
     if isinstance(names, Mapping):
         if sorted(map(str, names)) != sorted(map(str, range(len(names)))):
-            raise ValueError(f"{path}: 'names' must number the classes 0, 1, 2, ..., got {first(names)}")
+            raise ValueError(f"{path}: 'names' must number the classes 0, 1, 2, ..., got {name_some(names)}")
         names = [name for _, name in sorted(names.items(), key=lambda item: int(item[0]))]
     if not isinstance(names, list) or not names:
         raise ValueError(f"{path}: 'names' must list the classes, as `names: [car, bus]` or `names: {{0: car}}`")
@@ -153,7 +159,7 @@ def _images_of(source: Path, yaml_file: Path) -> list[Path]:
     images = [Path(os.path.abspath(source.parent / line)) for _, line in text_lines(source)]  # noqa: PTH100
     missing = [image for image in images if not image.is_file()]
     if missing:
-        raise FileNotFoundError(f"{len(missing)} of {len(images)} images of {source} are missing: {first(missing)}")
+        raise FileNotFoundError(f"{len(missing)} of {len(images)} images of {source} are missing: {name_some(missing)}")
     return images
 
 
@@ -161,10 +167,7 @@ def _label_files(images: list[Path]) -> list[Path]:
     """The label file of each image."""
     owner: dict[Path, Path] = {}
     for image in images:
-        parts = list(image.with_suffix(".txt").parts)
-        if "images" in parts:
-            parts[len(parts) - 1 - parts[::-1].index("images")] = "labels"
-        label = Path(*parts)
+        label = _in_labels(image.with_suffix(".txt"))
         if label in owner:
             raise ValueError(
                 f"{image} is listed twice; list it once"
@@ -173,6 +176,41 @@ def _label_files(images: list[Path]) -> list[Path]:
             )
         owner[label] = image
     return list(owner)
+
+
+def _in_labels(path: Path) -> Path:
+    """A path with its last folder `images` replaced by `labels`; the path itself where no folder is called so."""
+    parts = list(path.parts)
+    if "images" in parts:
+        parts[len(parts) - 1 - parts[::-1].index("images")] = "labels"
+    return Path(*parts)
+
+
+def _labels_without_image(sources: list[Path], images: list[Path], labels: list[Path]) -> list[Path]:
+    """The label files in the folders of a split's labels that no image belongs to, of this split or of another.
+
+    Files that hold something else, such as `classes.txt`, and empty ones, which say nothing, are none.
+    """
+    folders = {Path(parent) for source in sources if source.is_dir() for parent, _, _ in os.walk(_in_labels(source))}
+    folders |= {label.parent for label in labels}
+    # Two splits that are lists of images may share their folders: an image that is not listed is an image all the same.
+    neighbours = {image.parent for image in images}
+    named = set(labels) | {_in_labels(file).with_suffix(".txt") for place in neighbours for file in _pictures(place)}
+    files = sorted(file for folder in folders if folder.is_dir() for file in folder.glob("*.txt"))
+    return [file for file in files if file not in named and _is_label_file(file)]
+
+
+def _pictures(folder: Path) -> Iterator[Path]:
+    return (file for file in folder.iterdir() if file.suffix.lower() in SUFFIXES)
+
+
+def _is_label_file(path: Path) -> bool:
+    """Whether the first line of a text file has the numbers of a label."""
+    try:
+        _, line = next(text_lines(path), (0, ""))
+        return len([float(word) for word in line.split()]) >= 5
+    except ValueError:
+        return False
 
 
 def _parse(line: str, classes: int, where: str) -> tuple[int, tuple[float, float, float, float]]:

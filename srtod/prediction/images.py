@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from srtod.data.coco import field, first, read_coco
+from srtod.data.coco import field, name_some, read_coco
 from srtod.data.image import SUFFIXES
 
 __all__ = ["ImageList", "find_images"]
@@ -42,7 +42,8 @@ def find_images(source: str | Path, coco: str | Path | None = None, *, without: 
 
     Raises:
         FileNotFoundError: if `source` does not exist, holds no image, or lacks images that the COCO file lists.
-        ValueError: if the COCO file is not what it should be, or does not list the one image.
+        ValueError: if the COCO file is not what it should be, or does not list the one image, or if `without` contains
+            `source`.
     """
     source = Path(source)
     if not source.exists():
@@ -55,6 +56,10 @@ def find_images(source: str | Path, coco: str | Path | None = None, *, without: 
         if truth is not None:
             entry = _listed_as(source, listed, coco)
         return ImageList(source.parent, [{**entry, "file_name": source.name}], categories)
+    if without is not None and Path(without).resolve() in (source.resolve(), *source.resolve().parents):
+        raise ValueError(
+            f"{without}, where the predictions are to go, contains the images of {source}; choose another OUT"
+        )
     files = _files(source, Path(without) if without else None)
     images = [name for name in files if Path(name).suffix.lower() in SUFFIXES]
     if truth is None:
@@ -66,8 +71,8 @@ def find_images(source: str | Path, coco: str | Path | None = None, *, without: 
         missing = [name for name in listed if not (source / name).is_file()]
         if missing:
             raise FileNotFoundError(
-                f"{len(missing)} of {len(listed)} images of {coco} are missing from {source}: {first(missing)}; pass "
-                f"the folder that its file names are relative to"
+                f"{len(missing)} of {len(listed)} images of {coco} are missing from {source}: {name_some(missing)}; "
+                f"pass the folder that its file names are relative to"
             )
         entries = [dict(entry) for entry in listed.values()]
     taken = {entry["file_name"] for entry in entries}

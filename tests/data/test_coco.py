@@ -188,7 +188,7 @@ def test_nothing_to_train_on(content: Content, folder: Path, left: str) -> None:
         "crowd": [annotation(1, 5, 9, [1, 1, 5, 5], iscrowd=1)],
         "outside": [annotation(1, 5, 9, [100, 1, 5, 5])],
     }[left]
-    with pytest.raises(ValueError, match="the COCO data has no box to train on"):
+    with pytest.raises(ValueError, match="the COCO data has no box to train on or to evaluate with; pass annotations"):
         CocoDataset(content, folder)
     assert CocoDataset(content, folder, allow_empty=True)[0][1]["boxes"].shape == (0, 4)
 

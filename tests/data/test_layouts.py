@@ -270,6 +270,17 @@ def test_two_folders_of_one_visdrone_split(tmp_path: Path) -> None:
         open_folder(tmp_path)
 
 
+def test_a_list_is_taken_for_results_and_named_where_it_is_missed(tmp_path: Path) -> None:
+    write_text(tmp_path / "train.json", "[]")
+    message = r"\(taken for results, as a list and no object with 'images': .*train.json\)$"
+    with pytest.raises(FileNotFoundError, match=rf"has no known layout.* {message}"):
+        open_folder(tmp_path)
+    write_images(tmp_path / "images", "a.png")
+    write_coco(tmp_path / "test.json", "a.png")
+    with pytest.raises(ValueError, match=rf"has no split train; it has test.* {message}"):
+        open_folder(tmp_path).choose("train")
+
+
 @pytest.mark.parametrize(
     ("text", "error", "message"),
     [

@@ -169,7 +169,10 @@ def test_bad_lines(folder: Path, line: str, message: str) -> None:
 @pytest.mark.parametrize(
     ("break_it", "message"),
     [
-        (lambda folder: (folder / "images/b.jpg").write_bytes(b"text"), r"b.jpg cannot be read as an image"),
+        (
+            lambda folder: _break_all(folder / "images"),
+            r"none of the 2 images in .*images can be read .*: a.jpg, b.jpg",
+        ),
         (lambda folder: (folder / "annotations/b.txt").write_bytes(b"\xff\xfe\x00"), r"b.txt is not a text file"),
         (lambda folder: (folder / "images/b.png").touch(), r"b.jpg and b.png would share the annotation file b.txt"),
         (lambda folder: _move(folder / "images", "b.jpg"), r"more/b.jpg is in a subfolder of .*images"),
@@ -179,6 +182,27 @@ def test_bad_files(folder: Path, break_it: Callable[[Path], object], message: st
     break_it(folder)
     with pytest.raises(ValueError, match=message):
         read_visdrone(folder)
+
+
+def test_images_that_cannot_be_read_are_left_out_with_their_boxes(folder: Path) -> None:
+    complete = read_visdrone(folder).content
+    for index in range(7):
+        (folder / f"images/x{index}.jpg").write_bytes(b"text")
+        (folder / f"annotations/x{index}.txt").write_text(LINES)
+    conversion = read_visdrone(folder)
+    assert conversion.content == complete
+    assert conversion.unreadable == [f"x{index}.jpg" for index in range(7)]
+    named = "x0.jpg, x1.jpg, x2.jpg, x3.jpg, x4.jpg, ..."
+    assert f"files that cannot be read as an image 7 {named}" in " ".join(conversion.summary().split())
+    conversion.degenerate = 0
+    with pytest.warns(UserWarning, match="left out 7 files in .*images that cannot be read as an image, and") as warned:
+        conversion.warn_of_dropped()
+    assert named in str(warned[0].message)
+
+
+def _break_all(folder: Path) -> None:
+    for path in folder.iterdir():
+        path.write_bytes(b"text")
 
 
 def _move(folder: Path, name: str) -> None:

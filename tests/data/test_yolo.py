@@ -84,6 +84,43 @@ def test_rounded_coordinates_are_let_pass(folder: Path) -> None:
     assert len(read_yolo(folder / "data.yaml", "train").content["annotations"]) == 1
 
 
+def test_label_files_without_an_image_are_counted_and_named(folder: Path) -> None:
+    for name in ("c", "d", "sub/e", "f", "g", "h"):
+        (folder / f"labels/train/{name}.txt").parent.mkdir(exist_ok=True)
+        (folder / f"labels/train/{name}.txt").write_text("\n0 0.5 0.5 0.1 0.1\n")
+    (folder / "labels/train/empty.txt").touch()
+    (folder / "labels/train/classes.txt").write_text("car\nbus\n")
+    (folder / "labels/train/._a.txt").write_bytes(b"\xff\xfe")
+    conversion = read_yolo(folder / "data.yaml", "train")
+    assert len(conversion.content["annotations"]) == 2
+    assert conversion.unused == [f"labels/train/{name}.txt" for name in ("c", "d", "f", "g", "h", "sub/e")]
+    named = "labels/train/c.txt, labels/train/d.txt, labels/train/f.txt, labels/train/g.txt, labels/train/h.txt, ..."
+    rows = conversion.summary().splitlines()[-2:]
+    assert [" ".join(row.split()) for row in rows] == ["label files without an image 6", named]
+    with pytest.warns(UserWarning, match="left out 6 label files without an image of the same name: ") as warned:
+        conversion.warn_of_dropped()
+    assert named in str(warned[0].message)
+
+
+def test_labels_of_images_in_another_list_have_an_image(folder: Path) -> None:
+    (folder / "labels/train/b.txt").write_text("0 0.5 0.5 0.1 0.1\n")
+    (folder / "labels/train/c.txt").write_text("0 0.5 0.5 0.1 0.1\n")
+    (folder / "train.txt").write_text("images/train/a.png\n")
+    conversion = read_yolo(write(folder, "train: train.txt\nnames: [car, bus]"), "train")
+    assert conversion.unused == ["labels/train/c.txt"]
+
+
+def test_images_that_cannot_be_read_are_left_out_with_their_labels(folder: Path) -> None:
+    (folder / "images/train/a.png").write_bytes(b"text")
+    (folder / "labels/train/b.txt").write_text("0 0.5 0.5 0.1 0.1\n")
+    conversion = read_yolo(folder / "data.yaml", "train")
+    assert (conversion.unreadable, conversion.unused) == (["a.png"], [])
+    assert [image["file_name"] for image in conversion.content["images"]] == ["b.jpg"]
+    assert [entry["image_id"] for entry in conversion.content["annotations"]] == [1]
+    with pytest.warns(UserWarning, match="left out 1 files in .* as an image, and their labels: a.png; replace or"):
+        conversion.warn_of_dropped()
+
+
 # --- data.yaml -------------------------------------------------------------------------------------------------------
 
 
@@ -252,9 +289,9 @@ def listed(*names: str) -> Callable[[Path], object]:
             r"none of the 2 images of 'train' has a label file; looked for .*labels/train/a.txt for a.png",
         ),
         (
-            lambda folder: (folder / "images/train/b.jpg").write_text("text"),
+            lambda folder: [path.write_text("text") for path in (folder / "images/train").iterdir()],
             ValueError,
-            r"train/b.jpg cannot be read as an image",
+            r"none of the 2 images in .*images/train can be read as an image: a.png, b.jpg; replace them",
         ),
         (
             lambda folder: write(folder, YAML.replace("images/train", "images/train/a.png")),
