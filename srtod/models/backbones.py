@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
@@ -12,6 +11,8 @@ import torch
 import torchvision
 from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock, Bottleneck
+
+from srtod._errors import is_out_of_memory
 
 from .layers import ConvAWS2d, SAConv2d
 
@@ -235,8 +236,13 @@ def _state_dict(name: str, weights: str | Path) -> dict[str, Tensor]:
         )
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, pickle.UnpicklingError, EOFError, ValueError) as error:
-        raise ValueError(f"{path} is not a readable weights file ({_first_line(error)})") from error
+    except Exception as error:  # where bytes are wrong, torch and pickle stumble over them in any way
+        named = isinstance(error, OSError) and error.filename is not None  # torch seeks before the start of a cut file
+        if named or is_out_of_memory(error):
+            raise
+        raise ValueError(
+            f"{path} is not a readable weights file; pass the state dict of torchvision's {name}, saved by torch.save"
+        ) from error
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         raise ValueError(f"{path} must hold the state dict of torchvision's {name}, a dictionary of tensors")
     return state
@@ -256,7 +262,3 @@ def _load_classifier(model: nn.Module, name: str, state: dict[str, Tensor]) -> N
             f"the weights do not fit {name}: {len(missing)} keys missing {missing[:3]}, {len(unexpected)} unexpected "
             f"{unexpected[:3]}; pass the state dict of torchvision's {name}"
         )
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -115,6 +115,8 @@ def _check_objects(boxes: Any, labels: Any, name: str, num_classes: int) -> None
 
 def _check_ignore_regions(regions: Any, name: str) -> None:
     _check_layout(regions, name, "ignore regions")
+    if len(regions) == 0:  # as nearly always: no question to the device, which would stall its queue
+        return
     good = regions.isfinite().all(dim=1) & (regions[:, 2:] >= regions[:, :2]).all(dim=1)
     if not bool(good.all()):
         first = int((~good).nonzero()[0])

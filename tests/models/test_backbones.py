@@ -247,17 +247,28 @@ def test_output_of_the_image(name: str) -> None:
     assert maps["image"] is x
 
 
-def test_unreadable_weights(tmp_path: Path) -> None:
+def test_unreadable_weights(tmp_path: Path, mobilenet_file: Path) -> None:
     with pytest.raises(ValueError, match="neither a file nor one of torchvision's weights of resnet50: IMAGENET1K_V1"):
         build_backbone("resnet50", weights="no_such_weights.pth")
     broken = tmp_path / "broken.pth"
-    for content in (b"", b"not a checkpoint at all", b"PK\x03\x04 truncated"):
+    cut = mobilenet_file.read_bytes()[:5000]  # of which torch says: invalid argument
+    for content in (b"", b"not a checkpoint at all", b"x = 1\n", b"PK\x03\x04 truncated", cut):
         broken.write_bytes(content)
-        with pytest.raises(ValueError, match=r"broken\.pth is not a readable weights file"):
+        message = r"broken\.pth is not a readable weights file; pass the state dict of .* saved by torch\.save$"
+        with pytest.raises(ValueError, match=message):
             build_backbone("mobilenet_v2", weights=broken)
     torch.save({"epoch": 3}, broken)
     with pytest.raises(ValueError, match="must hold the state dict of torchvision's mobilenet_v2"):
         build_backbone("mobilenet_v2", weights=broken)
+
+
+def test_weights_that_memory_does_not_hold(mobilenet_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+
+    monkeypatch.setattr(torch, "load", fail)
+    with pytest.raises(RuntimeError, match=r"^DefaultCPUAllocator"):
+        build_backbone("mobilenet_v2", weights=mobilenet_file)
 
 
 def test_failed_download_says_how_to_pass_a_file(monkeypatch: pytest.MonkeyPatch) -> None:

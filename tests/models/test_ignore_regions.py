@@ -195,3 +195,8 @@ def test_bad_regions(regions: Any, error: type[Exception], message: str) -> None
 
 def test_regions_may_lack_extent() -> None:
     check_targets([target(ignore=[[5, 5, 5, 20]])], [torch.rand(3, 64, 64)], 3)
+
+
+def test_no_regions_ask_nothing_of_the_device() -> None:
+    none = torch.zeros(0, 4, device="meta")  # where a question is an error
+    check_targets([target() | {"ignore": none}], [torch.rand(3, 64, 64)], 3)

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..boxes import kl_of_gaussians, paired_iou
+from ..boxes import centres, kl_of_gaussians, paired_iou
 
 __all__ = ["KL", "Nearest", "SquaredDistance", "compare", "make_blocks", "nearest", "overlapping"]
 
@@ -138,9 +138,9 @@ def make_blocks(priors: Tensor) -> Tensor:
     """
     count = len(priors)
     sides = (priors[:, 2:] - priors[:, :2]).clamp(min=2**-10).log2().round().long()
-    centres = (priors[:, :2] + priors[:, 2:]) / 2
-    extent = (centres.amax(dim=0) - centres.amin(dim=0)).clamp(min=1e-6).amax()
-    cells = ((centres - centres.amin(dim=0)) / extent * (2**12 - 1)).long()
+    middles = centres(priors)
+    extent = (middles.amax(dim=0) - middles.amin(dim=0)).clamp(min=1e-6).amax()
+    cells = ((middles - middles.amin(dim=0)) / extent * (2**12 - 1)).long()
     curve = _spread_bits(cells[:, 0]) | _spread_bits(cells[:, 1]) << 1
     _, kind, sizes = torch.unique(sides[:, 0] * 2**12 + sides[:, 1], return_inverse=True, return_counts=True)
     order = (kind * 2**24 + curve).sort(stable=True).indices

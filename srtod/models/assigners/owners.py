@@ -36,9 +36,10 @@ def without_negatives_inside(
     """The owners `[P]` with `IGNORED` in place of `BACKGROUND` where a prior lies in an ignore region.
 
     In an ignore region nobody has said what there is, so that nothing there may be learnt as background. A prior lies
-    in a region if its centre does, borders included. So does every prior of which half or more is inside, which is the
-    rule of COCO's evaluation for detections in crowds; but that rule alone would leave as negatives the anchors around
-    a region as small as one object, as an anchor's size is not that of what it predicts. Objects keep their priors.
+    in a region if its centre does, borders included. That takes in every prior that COCO's evaluation would forgive as
+    a detection in a crowd, by half its area inside: half of each side is inside then, and so is its middle. It takes in
+    more, because an anchor's size is not that of what it predicts: COCO's rule alone would leave as negatives the
+    anchors around a region as small as one object. Objects keep their priors.
     """
     if regions is None or len(regions) == 0:
         return owners
