@@ -13,9 +13,14 @@ from typing import Any, Literal, NamedTuple, TypeVar, get_args, get_origin, get_
 __all__ = ["Group", "Kind", "build", "check_ranges", "groups", "number", "option", "read_value"]
 
 Config = TypeVar("Config")
-Range = Literal["positive", "natural", "share"]
+Range = Literal["positive", "natural", "share", "below_one"]
 
-DEMANDS = {"positive": "be positive", "natural": "not be negative", "share": "be from 0 to 1"}
+DEMANDS = {
+    "positive": "be positive",
+    "natural": "not be negative",
+    "share": "be from 0 to 1",
+    "below_one": "be from 0 to less than 1",
+}
 
 
 def option(default: Any, doc: str, *, alias: str | None = None, within: Range | None = None) -> Any:
@@ -25,7 +30,8 @@ def option(default: Any, doc: str, *, alias: str | None = None, within: Range | 
         default: its default.
         doc: what it means, with its unit.
         alias: a second name of the field on the command line.
-        within: what `check_ranges` asks of a number: more than 0, not less than 0, or in [0, 1].
+        within: what `check_ranges` asks of a number: more than 0, not less than 0, in [0, 1], or in
+            [0, 1).
     """
     return dataclasses.field(default=default, metadata={"doc": doc, "alias": alias, "within": within})
 
@@ -43,6 +49,8 @@ def _is_within(number: float, within: Range) -> bool:
     """Whether a number is in a range; NaN is in none."""
     if within == "positive":
         return number > 0
+    if within == "below_one":
+        return 0 <= number < 1
     return number >= 0 if within == "natural" else 0 <= number <= 1
 
 

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from srtod._machine import processor
 from srtod._version import __version__
 
 INSTRUCTION_SETS = ("avx2", "fma", "avx512f", "avx512_bf16", "avx512_fp16", "amx_bf16")
@@ -40,14 +41,9 @@ def environment() -> dict[str, str]:
 
 
 def _processor() -> str:
-    cpuinfo = Path("/proc/cpuinfo")
-    if not cpuinfo.exists():
-        return platform.processor()
-    fields = dict(line.split("\t", 1) for line in cpuinfo.read_text().split("\n\n")[0].splitlines() if "\t" in line)
-    values = {name: value.strip("\t: ") for name, value in fields.items()}
-    supported = values.get("flags", "").split()
+    name, supported = processor()
     sets = [name for name in INSTRUCTION_SETS if name in supported]
-    return ", ".join([values.get("model name", platform.machine()), f"{os.cpu_count()} cores", *sets])
+    return ", ".join([name, f"{os.cpu_count()} cores", *sets])
 
 
 def _torch() -> dict[str, str]:

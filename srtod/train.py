@@ -71,12 +71,16 @@ class _ListPresets(argparse.Action):
 def _configuration(given: Mapping[str, Any]) -> dict[str, Any]:
     """What `--config`, or else the run that `--resume` goes on with, sets."""
     from srtod.engine.presets import read_config
+    from srtod.engine.resume import check_options, read_run
 
     run_folder, config = given.get("resume"), given.get("config")
     if run_folder is not None and config is not None:
         raise ValueError("--resume takes the configuration of the run that it goes on with; leave out --config")
     if run_folder is not None:
-        return read_config(Path(run_folder) / "config.yaml")
+        saved = read_run(Path(run_folder))
+        # Here, where it is known what was typed: later, an option that equals the default looks as if nobody gave it.
+        check_options(given, saved, Path(run_folder))
+        return saved.as_dict()
     return {} if config is None else read_config(config)
 
 

@@ -82,6 +82,7 @@ def test_rate_counts_images_after_the_warm_up(monkeypatch: pytest.MonkeyPatch) -
             "waits for images 50% of the time; use --workers 4, which load 1.5 times",
         ),
         ({0: 100, 2: 100}, 30, 0, "waits for images 25% of the time; use --workers 2, which load 2.5 times"),
+        ({0: 100, 1: 100}, 30, 0, "waits for images 25% of the time; use --workers 1, which loads 2.5 times"),
         ({0: 10, 2: 20, 4: 39}, 20, 2, "waits for images 50% of the time; use --workers 4, the fastest tried"),
         ({0: 10, 2: 20, 4: 21}, 20, 2, "no number of workers tried is faster; shrink the image files"),
         ({0: 10, 2: 80}, 20, 2, "though the loader alone is fast enough: both need the same cores"),

@@ -74,12 +74,12 @@ def configured(monkeypatch: pytest.MonkeyPatch) -> Callable[..., TrainConfig]:
 
 
 def test_options_come_over_a_configuration(configured: Callable[..., TrainConfig]) -> None:
-    preset = TrainConfig.from_dict(read_config("visdrone/cascade_rcnn_paper"))
-    assert configured("--config", "visdrone/cascade_rcnn_paper") == preset
+    preset = TrainConfig.from_dict(read_config("visdrone/cascade_rcnn_paper") | {"data": "VisDrone"})
+    assert configured("--config", "visdrone/cascade_rcnn_paper", "--data", "VisDrone") == preset
     changed = configured(
         "--config=visdrone/cascade_rcnn_paper", "--data", "VisDrone", "--lr", "0.01", "--lr-steps", "9"
     )
-    assert changed == TrainConfig.from_dict(preset.as_dict() | {"data": "VisDrone", "lr": 0.01, "lr_steps": (9,)})
+    assert changed == TrainConfig.from_dict(preset.as_dict() | {"lr": 0.01, "lr_steps": (9,)})
     off = configured("--no-self-reconstruction", "--clip-grad-norm", "none", "--config", "sirst_v2")
     assert not off.model.self_reconstruction
     assert off.clip_grad_norm is None
@@ -92,8 +92,21 @@ def test_a_saved_configuration_is_trained_or_resumed_as_it_is(
     config = TrainConfig.from_dict(read_config("drones_rgb") | {"output": str(tmp_path), "threshold": 1 / 3})
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(config.as_dict(), sort_keys=False))
     assert configured("--config", str(tmp_path / "config.yaml")) == config
-    resumed = configured("--resume", str(tmp_path), "--epochs", "18")
-    assert resumed == replace(config, resume=str(tmp_path), epochs=18)
+    own = [str(config.epochs), "--channels", str(config.model.channels)]  # what the run has may be repeated
+    assert configured("--resume", str(tmp_path), "--epochs", *own) == replace(config, resume=str(tmp_path))
+
+
+def test_what_was_typed_beside_resume_must_be_what_the_run_has(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(TrainConfig(epochs=12).as_dict()))
+    default = TrainConfig().epochs  # as if nobody had given it, where the options are read no more
+    monkeypatch.setattr(sys, "argv", ["train", "--resume", str(tmp_path), "--epochs", str(default)])
+    with pytest.raises(SystemExit):
+        run(train.main)
+    assert (
+        f"error: epochs is {default}, but the run in {tmp_path} has 12 and goes on as it was" in capsys.readouterr().err
+    )
 
 
 @pytest.mark.parametrize(
@@ -102,11 +115,17 @@ def test_a_saved_configuration_is_trained_or_resumed_as_it_is(
         ("--config visdrone/cascade_rcn_paper", "did you mean visdrone/cascade_rcnn_paper?"),
         ("--config absent.yaml", "there is no file absent.yaml; pass a YAML file or the name of a preset"),
         ("--config bad.yaml", "bad.yaml, line 2: unknown option 'lrr'; did you mean lr?"),
-        ("--resume absent", "there is no file absent/config.yaml"),
+        ("--resume absent", "absent is not the folder of a run: it has no config.yaml; pass the one to go on with"),
+        ("--resume x/checkpoints/last.ckpt", "last.ckpt is not the folder of a run: it has no config.yaml; pass the"),
         ("--resume run --config sirst_v2", "--resume takes the configuration of the run that it goes on with"),
         ("--config", "argument --config: expected one argument"),
         ("--confg sirst_v2", "unknown option --confg; did you mean --config?"),
         ("--config data.yaml --train-json x.json", "data and train_json both say what to train on"),
+        ("--config visdrone/cascade_rcnn_paper", "train_split is a part of data, which is not given; pass data"),
+        ("--config data.yaml --train-images absent", "train_images has no effect beside data"),
+        ("--swarm-size 64", "swarm_size must be at least 128 pixels, got 64"),
+        ("--detections-per-image 0", "detections_per_image must be positive, got 0"),
+        ("--anchors -1", "anchor_scale must be positive, got -1"),
     ],
 )
 def test_bad_configurations_end_with_one_sentence(
@@ -205,6 +224,7 @@ def test_a_loss_that_is_not_finite_ends_with_one_sentence(tmp_path: Path, monkey
     assert ending.startswith("error: the loss is no longer finite at step ")
 
 
+@pytest.mark.usefixtures("interruptible")
 def test_ctrl_c_keeps_the_last_checkpoint_and_says_where(tmp_path: Path) -> None:
     last = tmp_path / "run" / "checkpoints" / "last.ckpt"
     command = [sys.executable, "-m", "srtod.train", *QUICK, "--epochs", "1000", "--output", str(tmp_path / "run")]

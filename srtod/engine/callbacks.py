@@ -14,6 +14,7 @@ from torch import Tensor
 
 from srtod.checkpoint import METRICS
 from srtod.data import Target
+from srtod.data.coco import name_some
 from srtod.evaluation import Curve, coco_results, detailed_evaluation
 
 from .data import DetectionData
@@ -22,8 +23,6 @@ from .distributed import gather, is_main_process
 __all__ = ["AveragedWeights", "Evaluation", "ProgressBar", "UnreadableImages", "as_coco"]
 
 Detections: TypeAlias = dict[int, dict[str, Tensor]]
-
-NAMED = 5  # images that a warning names
 
 
 class Evaluation(Callback):
@@ -130,10 +129,9 @@ class UnreadableImages(Callback):
             images = sets[kind].ground_truth["images"] if flags.any() else []
             found[kind] = [images[index]["file_name"] for index in flags.nonzero().flatten().tolist()]
             if len(found[kind]) > len(self.known.get(kind, [])) and is_main_process():
-                named = ", ".join(found[kind][:NAMED]) + (", ..." if len(found[kind]) > NAMED else "")
                 warnings.warn(
-                    f"{len(found[kind])} of {len(flags)} {kind} images cannot be decoded and are left out: {named}; "
-                    f"{self.path} lists them",
+                    f"{len(found[kind])} of {len(flags)} {kind} images cannot be decoded and are left out: "
+                    f"{name_some(found[kind])}; {self.path} lists them",
                     stacklevel=2,
                 )
         if found != self.known and any(found.values()) and is_main_process():
@@ -142,10 +140,18 @@ class UnreadableImages(Callback):
 
 
 class ProgressBar(TQDMProgressBar):
-    """Lightning's progress bar without the version of the logs, which is the same in every run."""
+    """Lightning's progress bar without the version of the logs, which is the same in every run.
+
+    It ends its line before an error is told.
+    """
 
     def get_metrics(self, trainer: L.Trainer, module: L.LightningModule) -> dict[str, Any]:
         return {name: value for name, value in super().get_metrics(trainer, module).items() if name != "v_num"}
+
+    def on_exception(self, trainer: L.Trainer, module: L.LightningModule, exception: BaseException) -> None:
+        for bar in (self._val_progress_bar, self._train_progress_bar):
+            if bar is not None:
+                bar.close()
 
 
 def as_coco(

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from srtod._fields import build, check_ranges, option
+from srtod.data.swarm import MIN_SIDE
 from srtod.models.anchors import ANCHORS
 from srtod.models.backbones import default_trainable_layers
 
@@ -16,7 +17,11 @@ __all__ = ["DataConfig", "ModelConfig", "TrainConfig"]
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """The detector."""
+    """The detector.
+
+    Raises:
+        ValueError: if a value is out of its range.
+    """
 
     detector: Literal["retinanet", "faster_rcnn", "cascade_rcnn", "detectors", "rfla", "fcos", "atss"] = option(
         "faster_rcnn", "what the detector is; docs/models.md describes each"
@@ -29,29 +34,39 @@ class ModelConfig:
         None, "torchvision's name of the backbone's weights (DEFAULT), or a file; none: random"
     )
     trainable_layers: int | None = option(
-        None, "how many of the backbone's 5 layers train, from the last backwards; none: 3 with weights, else 5"
+        None,
+        "how many of the backbone's 5 layers train, from the last backwards; none: 3 with weights, else 5",
+        within="natural",
     )
     norm: Literal["frozen_batch", "batch", "group"] | None = option(
         None,
         "the backbone's normalisation; none: frozen_batch with weights, else group, which suits batches of few images",
     )
-    channels: int = option(64, "channels of the feature pyramid; the paper has 256, at 16 times the cost")
+    channels: int = option(
+        64, "channels of the feature pyramid; the paper has 256, at 16 times the cost", within="positive"
+    )
     anchor_scale: float | Literal["auto"] | None = option(
         2.0,
         "side of a square anchor, in strides (paper: DroneSwarms 2, AI-TOD 4, VisDrone 6); auto: fitted to the "
         "training set; none: the detector's own; fcos and rfla have no such scale",
         alias="anchors",
+        within="positive",
     )
-    detections_per_image: int = option(100, "the most detections an image")
-    score_threshold: float = option(0.05, "detections must score above this")
-    nms_threshold: float = option(0.5, "IoU above which the lower-scoring of two detections of a class is dropped")
+    detections_per_image: int = option(100, "the most detections an image", within="positive")
+    score_threshold: float = option(0.05, "detections must score above this", within="below_one")
+    nms_threshold: float = option(
+        0.5, "IoU above which the lower-scoring of two detections of a class is dropped", within="share"
+    )
     min_size: tuple[int, ...] | None = option(
         None,
         "resize images to this shorter side, in pixels; of several, one is drawn for each training image and the last "
         "is used otherwise; none: keep their own size",
+        within="positive",
     )
-    max_size: int | None = option(None, "the longer side never exceeds this, in pixels; none: no limit")
-    scale: float = option(1.0, "factor on the images' own size where min-size is none")
+    max_size: int | None = option(
+        None, "the longer side never exceeds this, in pixels; none: no limit", within="positive"
+    )
+    scale: float = option(1.0, "factor on the images' own size where min-size is none", within="positive")
     sac: bool = option(
         True, "detectors: switchable atrous convolution, as its paper; no-sac: as released by the authors of SR-TOD"
     )
@@ -62,18 +77,27 @@ class ModelConfig:
     difference: Literal["pixel", "high_frequency"] = option(
         "pixel", "difference map of all of the image, or of its high frequencies alone"
     )
-    cutoff: float = option(1 / 32, "frequency below which nothing counts for high_frequency, in cycles per pixel")
+    cutoff: float = option(
+        1 / 32, "frequency below which nothing counts for high_frequency, in cycles per pixel", within="positive"
+    )
     threshold: float | None = option(
-        4 / 255, "initial threshold of the difference map, grey levels of [0, 1], such as 4/255; none: no threshold"
+        4 / 255,
+        "initial threshold of the difference map, grey levels of [0, 1], such as 4/255; none: no threshold",
+        within="share",
     )
     learn_threshold: bool = option(True, "train the threshold")
     surrogate: Literal["sigmoid", "ste", "atan", "triangle", "rect", "none"] = option(
         "sigmoid", "gradient of the threshold's step; none is the authors' code, where the threshold never learns"
     )
-    alpha: float | None = option(None, "sharpness of the surrogate; none: one that suits a few grey levels")
-    reduction: int = option(16, "ratio by which the MLP of the channel reweighting narrows")
+    alpha: float | None = option(
+        None, "sharpness of the surrogate; none: one that suits a few grey levels", within="positive"
+    )
+    reduction: int = option(16, "ratio by which the MLP of the channel reweighting narrows", within="positive")
     resize: Literal["nearest", "max", "area", "bilinear"] = option("nearest", "how the filter comes to the size of P2")
     padding_in_loss: bool = option(False, "count a batch's padding in the reconstruction loss, as the authors' code")
+
+    def __post_init__(self) -> None:
+        check_ranges(self)
 
     @property
     def arguments(self) -> dict[str, Any]:
@@ -107,14 +131,20 @@ class DataConfig:
         "folder of a data set, laid out as COCO, YOLO, VisDrone-DET, DroneSwarms or AI-TOD, which is found out; none: "
         "train-json, or else the generated swarm set",
     )
-    train_split: str = option("train", "the part of data to train on")
-    test_split: str | None = option(None, "the part of data to evaluate on; none: test, or val where there is no test")
+    train_split: str | None = option(
+        None, "the part of data to train on, such as train; none: trainval, or train where there is no trainval"
+    )
+    test_split: str | None = option(
+        None,
+        "the part of data to evaluate on; none: test for AI-TOD and DroneSwarms, for others val, or test where there "
+        "is no val or trainval, which contains it, is trained on",
+    )
     train_json: str | None = option(None, "COCO annotations to train on, in place of data")
     train_images: str | None = option(None, "folder of the images of train-json")
     test_json: str | None = option(None, "COCO annotations to evaluate on")
     test_images: str | None = option(None, "folder of the images of test-json; none: train-images")
     swarm_images: int = option(240, "swarm set: training images; a fifth as many to evaluate on", within="positive")
-    swarm_size: int = option(192, "swarm set: side of the images, in pixels", within="positive")
+    swarm_size: int = option(192, f"swarm set: side of the images, in pixels, at least {MIN_SIDE}", within="positive")
     horizontal_flip: float = option(0.5, "probability of the horizontal flip in training", within="share")
     scale_jitter: tuple[float, ...] | None = option(
         None, "low and high: resize each training image by a factor drawn between them; none: never", within="positive"
@@ -142,8 +172,30 @@ class DataConfig:
             len(self.scale_jitter) != 2 or self.scale_jitter != tuple(sorted(self.scale_jitter))
         ):
             raise ValueError(f"scale_jitter must be a low and a high factor, such as 0.8 1.25, got {self.scale_jitter}")
-        if self.data is not None and self.train_json is not None:
+        if self.swarm_size < MIN_SIDE:
+            raise ValueError(f"swarm_size must be at least {MIN_SIDE} pixels, got {self.swarm_size}")
+        self._check_sources()
+
+    def _check_sources(self) -> None:
+        """Raises a ValueError for an option that would have no effect, as another one says where the data is."""
+        given = {name for name, value in dataclasses.asdict(self).items() if value is not None}
+        beside = [name for name in ("train_images", "test_json", "test_images") if name in given]
+        splits = [name for name in ("train_split", "test_split") if name in given]
+        if self.data == "":
+            raise ValueError("data is empty; pass the folder of a data set, or . for the current one")
+        if {"data", "train_json"} <= given:
             raise ValueError("data and train_json both say what to train on; pass one of them")
+        if self.data is not None and beside:
+            raise ValueError(
+                f"{beside[0]} has no effect beside data; choose parts of data with train_split and test_split, or pass "
+                "train_json in place of data"
+            )
+        if self.data is None and splits:
+            raise ValueError(
+                f"{splits[0]} is a part of data, which is not given; pass data, or set {' and '.join(splits)} to none"
+            )
+        if self.data is None and self.train_json is None and beside:
+            raise ValueError(f"{beside[0]} is given without train_json; pass the annotations to train on too")
 
 
 @dataclass(frozen=True)
@@ -168,7 +220,7 @@ class TrainConfig:
         "images a step that lr is meant for: a run with more or fewer scales lr in proportion; none: lr as it is",
         within="positive",
     )
-    momentum: float = option(0.9, "momentum of SGD", within="natural")
+    momentum: float = option(0.9, "momentum of SGD", within="below_one")
     weight_decay: float = option(1e-4, "weight decay of SGD; not on the threshold, biases and norms", within="natural")
     threshold_lr: float = option(
         0.01,
@@ -212,7 +264,9 @@ class TrainConfig:
     wandb: str | None = option(None, "also log to this project of Weights & Biases, which must be installed")
     output: str | None = option(None, "the run's folder, never overwritten: runs/x becomes runs/x-2; none: runs/<data>")
     resume: str | None = option(
-        None, "folder of a run to go on with, from its last checkpoint and with its configuration"
+        None,
+        "folder of a run to go on with, from its last checkpoint and with its configuration; workers, threads, panels "
+        "and where the data are may differ",
     )
 
     def __post_init__(self) -> None:

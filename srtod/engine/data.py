@@ -66,9 +66,6 @@ class DetectionData(L.LightningDataModule):
             self.train_set, self.test_set = train.dataset(transforms), test.dataset()
             self._check_categories(str(train.source), str(test.source))
         elif config.train_json is None:
-            given = [name for name in ("train_images", "test_json", "test_images") if getattr(config, name) is not None]
-            if given:
-                raise ValueError(f"{given[0]} is given without train_json; pass the annotations to train on too")
             self.name = "swarm"
             size = (config.swarm_size, config.swarm_size)
             train_seed, test_seed = SWARM_SEEDS
@@ -102,6 +99,7 @@ class DetectionData(L.LightningDataModule):
             num_workers=self.config.workers,
             collate_fn=collate,
             persistent_workers=self.config.workers > 0,
+            pin_memory=self.trainer is not None and self.trainer.strategy.root_device.type == "cuda",
             # Its own, so that to start an epoch again does not draw from the generator that the model draws from.
             generator=torch.Generator().manual_seed(self.seed),
         )

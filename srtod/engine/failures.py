@@ -11,9 +11,20 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
+from srtod._errors import first_line, is_out_of_memory
+
 from .config import TrainConfig
 
 __all__ = ["check_machine", "explained"]
+
+TRACEBACK = "Original Traceback"
+"""What is in the message of an error from a process that loads images."""
+
+LOST_PROCESS = ("Connection closed by peer", "Connection reset by peer", "NCCL communicator was aborted")
+"""What is in the message of an error in a process that waits for another one of the run, which is gone."""
+
+DEAD_LOADER = "exited unexpectedly"
+"""What is in the message where such a process died and it is not always known of what."""
 
 
 def check_machine(config: TrainConfig) -> None:
@@ -24,6 +35,11 @@ def check_machine(config: TrainConfig) -> None:
     on_cuda = has_cuda and config.accelerator != "cpu"
     if config.precision == "16-mixed" and not on_cuda:
         raise ValueError("precision '16-mixed' needs a CUDA device; use '32-true' or 'bf16-mixed' on the CPU")
+    if on_cuda and config.deterministic and config.model.detector == "detectors" and config.model.sac:
+        raise ValueError(
+            "deterministic needs detectors without switchable atrous convolution on CUDA, where torchvision's "
+            "deformable convolution has no deterministic gradient; pass --no-sac, or leave out deterministic"
+        )
     if on_cuda and config.devices > torch.cuda.device_count():
         raise ValueError(
             f"devices is {config.devices}, but PyTorch finds {torch.cuda.device_count()} CUDA devices; lower devices"
@@ -44,8 +60,10 @@ def explained(config: TrainConfig, checkpoint: Path) -> Iterator[None]:
         checkpoint: the file that the run can go on from, once it exists.
 
     Raises:
+        ConnectionError: if another process of the run has ended.
         KeyboardInterrupt: if Ctrl-C was pressed.
         MemoryError: if there is not enough memory.
+        OSError: what processes that load images raise.
         ValueError: if the model cannot be compiled; also what processes that load images raise.
     """
     kept = f"{checkpoint.parents[1]} has no checkpoint yet"
@@ -56,27 +74,44 @@ def explained(config: TrainConfig, checkpoint: Path) -> Iterator[None]:
         if checkpoint.exists():
             kept = f"the last checkpoint is {checkpoint}, and --resume {checkpoint.parents[1]} goes on from it"
         raise KeyboardInterrupt(f"interrupted; {kept}") from None
-    except ValueError as error:
-        if "Original Traceback" not in str(error):
+    except (OSError, ValueError) as error:
+        if TRACEBACK not in str(error):
             raise
-        # A loader's process sends its traceback as the message; the sentence is at its end.
-        raise ValueError(str(error).splitlines()[-1].partition(": ")[2]) from None
+        raise type(error)(_sentence(error)) from None
     except (MemoryError, RuntimeError) as error:
-        if _is_out_of_memory(error):
-            raise MemoryError(_what_to_lower(config, error)) from error
+        if config.devices * config.nodes > 1 and _has_lost_a_process(error):
+            # What that one said stays in sight, which it would not under the traceback.
+            raise ConnectionError(
+                "another process of the run has ended, and so must this one; see that one's own error"
+            ) from None
+        told: BaseException = error
+        if DEAD_LOADER in str(error) and isinstance(error.__cause__, RuntimeError):
+            told = error.__cause__  # which says what killed the process that loads images
+        if _is_out_of_shared_memory(told) or DEAD_LOADER in str(told):
+            raise MemoryError(
+                f"not enough {'memory or ' if DEAD_LOADER in str(told) else ''}shared memory for the processes that "
+                f"load images ({_sentence(told)}); lower --workers {config.data.workers}, or make /dev/shm larger (of "
+                f"a container: --shm-size, --ipc=host)"
+            ) from error
+        if is_out_of_memory(told):
+            raise MemoryError(_what_to_lower(config, told)) from error
         if config.compile and isinstance(error, torch._dynamo.exc.TorchDynamoException):
             raise ValueError(
-                f"the model cannot be compiled ({_first_line(error)}); torch.compile needs a working C++ compiler, and "
+                f"the model cannot be compiled ({first_line(error)}); torch.compile needs a working C++ compiler, and "
                 f"Triton on CUDA: install them, or leave out compile"
             ) from error
         raise
 
 
-def _is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error means that memory ran out: of a GPU, of the machine, or of a process that loads images."""
-    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
-        return True
-    return "DefaultCPUAllocator" in str(error) or "killed by signal: Killed" in str(error)
+def _has_lost_a_process(error: BaseException) -> bool:
+    """Whether an error means that another process of the run is gone; NCCL's kinds of errors have a class."""
+    return isinstance(error, dist.DistError) or any(tell in str(error) for tell in LOST_PROCESS)
+
+
+def _is_out_of_shared_memory(error: BaseException) -> bool:
+    """Whether a process that loads images found no room for them in /dev/shm: it hears it by a signal, or in words."""
+    text = str(error)
+    return "killed by signal: Bus error" in text or ("</torch_" in text and "Too many open files" not in text)
 
 
 def _what_to_lower(config: TrainConfig, error: BaseException) -> str:
@@ -95,8 +130,12 @@ def _what_to_lower(config: TrainConfig, error: BaseException) -> str:
         lower.append("precision to bf16-mixed")
     if data.workers:
         lower.append(f"workers {data.workers}")
-    return f"not enough memory ({_first_line(error)}); lower {', '.join(lower[:-1])} or {lower[-1]}"
+    return f"not enough memory ({_sentence(error)}); lower {', '.join(lower[:-1])} or {lower[-1]}"
 
 
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().partition("\n")[0] or type(error).__name__
+def _sentence(error: BaseException) -> str:
+    """What an error says, on one line; where it comes from a loader's process, its traceback is in front of that."""
+    if TRACEBACK not in str(error):
+        return first_line(error)
+    last = str(error).strip().splitlines()[-1]
+    return last.partition(": ")[2] or last

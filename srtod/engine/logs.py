@@ -8,6 +8,7 @@ from pathlib import Path
 
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 
+from .distributed import is_main_process
 from .monitoring import wandb_logger
 
 __all__ = ["make_loggers"]
@@ -26,7 +27,8 @@ def make_loggers(folder: Path, wandb: str | None = None, step: int | None = None
     """
     table, board = CSVLogger(folder, name="", version=LOGS), TensorBoardLogger(folder, name="", version=LOGS)
     if step is not None:
-        _keep_rows(table, step)
+        if is_main_process():  # the others log nothing, and all would move the same file
+            _keep_rows(table, step)
         board = TensorBoardLogger(folder, name="", version=LOGS, purge_step=step)
     return [table, board, *([] if wandb is None else [wandb_logger(folder, wandb)])]
 

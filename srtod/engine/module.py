@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 import lightning as L
 import torch
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
+from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from srtod.checkpoint import DESCRIPTION, describe
@@ -44,8 +45,9 @@ class DetectionModule(L.LightningModule):
         self.config = config
         self.class_names = list(class_names)
         self.category_ids = list(category_ids)
-        self.model = config.model.arguments | {"num_classes": len(class_names) + 1}
-        self.detector = build_detector(**self.model)
+        self.model_arguments = config.model.arguments | {"num_classes": len(class_names) + 1}
+        self.detector = build_detector(**self.model_arguments)
+        self._pending: list[_Batch] = []  # whose gradients wait for the next step
         if config.compile:
             # In place, so that the names of the weights stay. The head's shapes depend on the data, and would have it
             # compiled again and again.
@@ -58,8 +60,8 @@ class DetectionModule(L.LightningModule):
         losses = self.detector(images, targets)
         parts = torch.stack(list(losses.values()))
         means = mean(parts.detach())
-        if not bool(means.isfinite().all()):  # in any process: all stop, and none waits for another
-            raise FloatingPointError(self._describe_non_finite(losses, targets))
+        names = [target["file_name"] for target in targets]
+        self._pending.append(_Batch(list(losses), parts.detach(), means, names))
         self.log("train/loss", means.sum(), prog_bar=True, batch_size=len(images))
         named = zip(losses, means, strict=True)
         self.log_dict({f"train/{name}": value for name, value in named}, batch_size=len(images))
@@ -78,6 +80,34 @@ class DetectionModule(L.LightningModule):
         if self.detector.self_reconstruction is not None:
             self.detector.self_reconstruction.clamp_threshold_()
 
+    def configure_gradient_clipping(
+        self,
+        optimizer: Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """As Lightning's, by the norm; ends the run where the step would bring what is not finite into the weights.
+
+        Only here are losses and gradients looked at, together: for each look the processor waits for the GPU.
+
+        Raises:
+            FloatingPointError: if a loss or the gradient is not finite.
+        """
+        batches, self._pending = self._pending, []
+        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        if gradient_clip_val is None:
+            norm = nn.utils.get_total_norm([parameter.grad for parameter in parameters if parameter.grad is not None])
+        else:
+            norm = nn.utils.clip_grad_norm_(parameters, gradient_clip_val)
+        losses = torch.cat([batch.means for batch in batches])
+        # Means and gradients are those of all processes: all stop, and none waits for another.
+        *finite, finite_norm = torch.cat([losses, norm.to(losses).reshape(1)]).isfinite().tolist()
+        if not all(finite):
+            raise FloatingPointError(self._describe(batches, "loss"))
+        # Where float16 overflows, its scaler leaves the step out and scales less.
+        if not finite_norm and self.config.precision != "16-mixed":
+            raise FloatingPointError(self._describe(batches, "gradient"))
+
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         config = self.config
         images = config.data.batch_size * config.accumulate * self.trainer.world_size
@@ -92,19 +122,37 @@ class DetectionModule(L.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint[DESCRIPTION] = describe(self.model | {"weights": None}, self.class_names, self.category_ids)
+        model = self.model_arguments | {"weights": None}
+        checkpoint[DESCRIPTION] = describe(model, self.class_names, self.category_ids)
 
-    def _describe_non_finite(self, losses: dict[str, Tensor], targets: list[Target]) -> str:
-        """The losses and images of the processes whose losses are not finite."""
-        own = None
-        if not all(value.isfinite() for value in losses.values()):
-            table = ", ".join(f"{name} {value.item():g}" for name, value in losses.items())
-            own = f"({table}; images {', '.join(target['file_name'] for target in targets)})"
-        broken = " and ".join(other for other in gather(own) if other is not None)
+    def _describe(self, batches: list[_Batch], culprit: Literal["loss", "gradient"]) -> str:
+        """The losses and images, in each process, of the batches whose losses, or whose gradients' sum, broke."""
+        own = [batch.describe() for batch in batches if culprit == "gradient" or not batch.parts.isfinite().all()]
+        broken = " and ".join(other for others in gather(own) for other in others)
         return (
-            f"the loss is no longer finite at step {self.global_step} {broken}; lower lr or clip_grad_norm, or "
+            f"the {culprit} is no longer finite at step {self.global_step} {broken}; lower lr or clip_grad_norm, or "
             f"lengthen warmup"
         )
+
+
+class _Batch(NamedTuple):
+    """What is told of a batch if a step breaks on it.
+
+    Attributes:
+        losses: names of the losses.
+        parts: the losses `[L]` in this process.
+        means: their means `[L]` over the run's processes.
+        images: the file names of its images.
+    """
+
+    losses: list[str]
+    parts: Tensor
+    means: Tensor
+    images: list[str]
+
+    def describe(self) -> str:
+        values = zip(self.losses, self.parts.tolist(), strict=True)
+        return f"({', '.join(f'{name} {value:g}' for name, value in values)}; images {', '.join(self.images)})"
 
 
 def parameter_groups(model: nn.Module, lr: float, weight_decay: float, threshold_lr: float) -> list[dict[str, Any]]:

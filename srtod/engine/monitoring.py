@@ -42,14 +42,17 @@ class FilterShare(Callback):
     """
 
     def __init__(self) -> None:
-        self._counts = torch.zeros(2)
+        self._passed = torch.zeros((), dtype=torch.float64)
+        self._total = 0
         self._hook: RemovableHandle | None = None
 
     def on_validation_epoch_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         assert isinstance(module, DetectionModule)
         plug = module.detector.self_reconstruction
         if plug is not None and plug.enhancer is not None:
-            self._counts = torch.zeros(2, device=module.device)
+            # float32 would count no further than 2**24
+            self._passed = torch.zeros((), dtype=torch.float64, device=module.device)
+            self._total = 0
             self._hook = plug.register_forward_hook(self._count)
 
     def on_validation_epoch_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
@@ -57,7 +60,7 @@ class FilterShare(Callback):
             return
         self._hook.remove()
         self._hook = None
-        passed, total = mean(self._counts).tolist()
+        passed, total = mean(torch.stack([self._passed, self._passed.new_tensor(self._total)])).tolist()
         if total:
             module.log("filter_share", passed / total)
 
@@ -71,7 +74,8 @@ class FilterShare(Callback):
         filters = plug.filter(result[1].difference, (features.shape[-2], features.shape[-1]))
         for part, (height, width) in zip(filters, sizes, strict=True):
             passes = part[:, : -(-height // scale), : -(-width // scale)] > 1
-            self._counts += torch.stack([passes.sum(), torch.tensor(passes.numel(), device=passes.device)])
+            self._passed += passes.sum()
+            self._total += passes.numel()
 
 
 class Pictures(Callback):
@@ -112,6 +116,8 @@ class Pictures(Callback):
             self._positions = [evaluated[number * len(evaluated) // count] for number in range(count)]
         for position in self._positions:
             image_id = truth["images"][position]["id"]
+            if image_id not in found:  # it could be decoded once
+                continue
             sample = self.test_set[position]
             [missed] = missed_objects(
                 truth

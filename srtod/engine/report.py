@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
 import platform
-import shutil
 import subprocess
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +13,12 @@ import lightning
 import torch
 import torchvision
 
+from srtod._files import replacing_folder
+from srtod._machine import processor
 from srtod._version import __version__
 from srtod.checkpoint import TrainedDetector
 from srtod.data import DetectionDataset
+from srtod.data.statistics import set_statistics
 from srtod.evaluation import (
     DetailedEvaluation,
     detailed_evaluation,
@@ -79,7 +79,7 @@ def write_report(
         "test_set": {
             "images": len(ground_truth["images"]),
             "objects": evaluation.curves["all"].objects,
-            "ignore_regions": sum(bool(entry.get("iscrowd")) for entry in ground_truth["annotations"]),
+            "ignore_regions": set_statistics(ground_truth).ignore_regions,
         },
         "checkpoint": checkpoint,
         "epoch": epoch,
@@ -97,7 +97,7 @@ def write_report(
         "config": config.as_dict(),
     }
     try:
-        with _whole_folder(folder / REPORT) as report:
+        with replacing_folder(folder / REPORT, alone=True) as report:
             (report / "metrics.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
             (report / "per_class.md").write_text(_classes(evaluation), encoding="utf-8")
             plot_curves(evaluation.curves).savefig(report / "pr_curves.png")
@@ -159,36 +159,8 @@ def _write_panels(
 
 def _device(config: TrainConfig) -> str:
     """What the run trained on, such as "4 x NVIDIA H100"."""
-    name = _processor()
+    name, _ = processor()
     if config.accelerator != "cpu" and torch.cuda.is_available():
         name = torch.cuda.get_device_name()
     count = config.devices * config.nodes
     return name if count == 1 else f"{count} x {name}"
-
-
-def _processor() -> str:
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.is_file() else []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()
-
-
-@contextmanager
-def _whole_folder(path: Path) -> Iterator[Path]:
-    """A folder that takes the place of `path` once all in it is written and on the disk; an error leaves what was."""
-    part, before = path.with_name(f"{path.name}.part"), path.with_name(f"{path.name}.before")
-    for leftover in (part, before):
-        shutil.rmtree(leftover, ignore_errors=True)
-    try:
-        part.mkdir()
-        yield part
-        for file in part.rglob("*"):
-            if file.is_file():
-                with file.open("rb") as written:
-                    os.fsync(written.fileno())
-        if path.exists():
-            path.rename(before)
-        part.rename(path)
-    finally:
-        for leftover in (part, before):
-            shutil.rmtree(leftover, ignore_errors=True)

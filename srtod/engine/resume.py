@@ -3,20 +3,36 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from srtod.checkpoint import DESCRIPTION, read_checkpoint
+from srtod._version import __version__
+from srtod.checkpoint import DESCRIPTION, METRICS, read_checkpoint
 
-from .checkpointing import LAST
+from .checkpointing import LAST, RANDOM_STATE
 from .config import TrainConfig
 from .presets import read_config
 
-__all__ = ["CONFIG", "Resumed", "check_same_detector", "open_run", "record_job", "requeued_run"]
+__all__ = [
+    "CONFIG",
+    "Resumed",
+    "check_options",
+    "check_same_data",
+    "check_same_detector",
+    "open_run",
+    "read_run",
+    "record_job",
+    "requeued_run",
+    "with_absolute_paths",
+]
 
 CONFIG = "config.yaml"
+PATHS = ("data", "train_json", "train_images", "test_json", "test_images")
+CHANGEABLE = frozenset({*PATHS, "threads", "workers", "panels"})
+"""What a run that goes on may have otherwise: it trains alike, as `check_same_data` sees to it."""
+
 JOB = "slurm_job_id"
 
 
@@ -30,6 +46,7 @@ class Resumed(NamedTuple):
         description: what the file says of its detector, see `srtod.checkpoint.describe`.
         step: optimizer steps that were done.
         finished: whether it has trained its last epoch, or stopped early.
+        data: number of images and hash of its "training" and its "test" set, see `srtod.engine.checkpointing`.
     """
 
     folder: Path
@@ -38,23 +55,41 @@ class Resumed(NamedTuple):
     description: dict[str, Any]
     step: int
     finished: bool
+    data: dict[str, tuple[int, str]]
+
+
+def read_run(folder: Path) -> TrainConfig:
+    """The configuration of the run in a folder, with `resume` set.
+
+    Raises:
+        FileNotFoundError: if there is no run.
+        ValueError: if its configuration is not as it should be.
+    """
+    if not (folder / CONFIG).is_file():
+        raise FileNotFoundError(f"{folder} is not the folder of a run: it has no {CONFIG}; pass the one to go on with")
+    return replace(TrainConfig.from_dict(read_config(folder / CONFIG)), resume=str(folder))
 
 
 def open_run(config: TrainConfig) -> Resumed:
     """Opens the run that `config.resume` names.
 
     Args:
-        config: the run's folder; every other option must have its default, or the value that the run has.
+        config: the run's folder; every other option must have its default, or the value that the run has, but for
+            those in `CHANGEABLE`.
 
     Raises:
         FileNotFoundError: if there is no such folder, or no configuration or checkpoint in it.
         ValueError: if an option differs from the run's, or a file is damaged.
     """
     folder = Path(str(config.resume))
-    if not (folder / CONFIG).is_file():
-        raise FileNotFoundError(f"{folder} is not the folder of a run: it has no {CONFIG}; pass the one to go on with")
-    saved = replace(TrainConfig.from_dict(read_config(folder / CONFIG)), resume=config.resume)
-    _check_options(config, saved, folder)
+    saved = read_run(folder)
+    defaults = TrainConfig().as_dict()  # which an option that nobody set has too
+    wanted, own = config.as_dict() | {"resume": saved.resume}, saved.as_dict()
+    given = {name: value for name, value in wanted.items() if value != defaults[name]}
+    check_options(given, saved, folder)
+    if all(wanted[name] == own[name] for name in own.keys() - CHANGEABLE):  # as from the command line: all of it is set
+        given |= {name: wanted[name] for name in ("workers", "panels")}
+    own |= {name: value for name, value in given.items() if name in CHANGEABLE}
     checkpoint = folder / "checkpoints" / LAST
     if not checkpoint.is_file():
         raise FileNotFoundError(
@@ -66,8 +101,19 @@ def open_run(config: TrainConfig) -> Resumed:
         others = [str(path) for path in (folder / "checkpoints").glob("*.ckpt") if path != checkpoint]
         kept = f"; {' and '.join(others)} can still be evaluated" if others else ""
         raise ValueError(f"{error}: this run cannot go on, start it again{kept}") from error
-    finished = content["callbacks"]["Checkpoints"]["finished"]
-    return Resumed(folder, saved, checkpoint, content[DESCRIPTION], content["global_step"], finished)
+    description = content[DESCRIPTION]
+    try:
+        content[METRICS], content[RANDOM_STATE]  # which go back to where they came from
+        step, state = content["global_step"], content["callbacks"]["Checkpoints"]
+        finished, data = state["finished"], state["data"]
+    except (KeyError, TypeError) as error:
+        written = description["version"]
+        cure = "" if written == __version__ else f"install srtod {written} to go on with it, or "
+        raise ValueError(
+            f"{checkpoint}, written by srtod {written}, does not hold all that srtod {__version__} needs to go on "
+            f"(no {error}); {cure}start the run again"
+        ) from error
+    return Resumed(folder, TrainConfig.from_dict(own), checkpoint, description, step, finished, data)
 
 
 def check_same_detector(
@@ -90,6 +136,33 @@ def check_same_detector(
                 f"{resumed.checkpoint} holds another detector: its {name} is {found.get(name)!r}, but {CONFIG} and the "
                 f"data say {wanted.get(name)!r}; put back the {CONFIG}, the data and the checkpoint of one run"
             )
+
+
+def check_same_data(resumed: Resumed, data: Mapping[str, tuple[int, str]]) -> None:
+    """Raises a ValueError if a set is not the one that the run has seen so far.
+
+    Args:
+        resumed: the run.
+        data: as `Resumed.data`, of the data that there is now.
+    """
+    for kind, (images, content) in data.items():
+        before, content_before = resumed.data[kind]
+        if (images, content) != (before, content_before):
+            change = "other images or boxes" if images == before else f"{images} images in place of {before}"
+            raise ValueError(
+                f"the {kind} set has changed since {resumed.checkpoint} was saved: it has {change}; put back the data "
+                f"that the run began with, or start a new run"
+            )
+
+
+def with_absolute_paths(config: TrainConfig) -> TrainConfig:
+    """The run with paths that mean the same in every working folder, for it to be gone on with from any."""
+    options = config.as_dict()
+    paths = {name: str(Path(options[name]).absolute()) for name in PATHS if options[name] is not None}
+    weights = config.model.weights
+    if weights is not None and Path(weights).expanduser().is_file():  # otherwise they are torchvision's, by name
+        paths["weights"] = str(Path(weights).expanduser().absolute())
+    return TrainConfig.from_dict(options | paths)
 
 
 def record_job(folder: Path) -> None:
@@ -115,11 +188,17 @@ def requeued_run(path: Path) -> Path | None:
     return None
 
 
-def _check_options(given: TrainConfig, saved: TrainConfig, folder: Path) -> None:
-    """Options beside resume may repeat what the run has, but not change it."""
-    defaults, own, options = TrainConfig().as_dict(), saved.as_dict(), given.as_dict()
-    for name, value in options.items():
-        if value not in (defaults[name], own[name]):
+def check_options(given: Mapping[str, Any], saved: TrainConfig, folder: Path) -> None:
+    """Raises a ValueError if an option beside resume is to change what makes the run; it may repeat it.
+
+    Args:
+        given: the options, by name; names that no run has do not count.
+        saved: the run's configuration.
+        folder: its folder.
+    """
+    own = saved.as_dict() | {"resume": given.get("resume")}
+    for name, value in given.items():
+        if name in own.keys() - CHANGEABLE and value != own[name]:
             raise ValueError(
                 f"{name} is {value!r}, but the run in {folder} has {own[name]!r} and goes on as it was; leave the "
                 f"option out, or start a new run"

@@ -91,11 +91,12 @@ class TrainingSamples(Dataset[Sample]):
             position = (first + step) % len(self)
             try:
                 with torch.random.fork_rng(devices=[]):
-                    torch.manual_seed(seed)
+                    # The CPU's alone, which all transforms draw from; torch.manual_seed would set the GPUs' too.
+                    torch.default_generator.manual_seed(seed)
                     return self.dataset[position]
-            except ImageError:
+            except ImageError as error:
                 if self.unreadable is None:
-                    raise
+                    raise _with_option(error) from error
                 self.unreadable[position] = 1
         raise ImageError(f"none of the {len(self)} training images can be read as an image; replace them")
 
@@ -118,8 +119,12 @@ class EvaluationSamples(Dataset["Sample | None"]):
     def __getitem__(self, index: int) -> Sample | None:
         try:
             return self.dataset[index]
-        except ImageError:
+        except ImageError as error:
             if self.unreadable is None:
-                raise
+                raise _with_option(error) from error
             self.unreadable[index] = 1
             return None
+
+
+def _with_option(error: ImageError) -> ImageError:
+    return ImageError(f"{error}, or pass --skip-bad-images to leave such images out")

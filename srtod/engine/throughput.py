@@ -90,7 +90,8 @@ class Throughput(NamedTuple):
             )
         if enough:
             factor = self.loader[enough[0]] / self.step
-            return f"{waits}; use --workers {enough[0]}, which load {factor:.1f} times as fast as the step trains."
+            loads = "loads" if enough[0] == 1 else "load"
+            return f"{waits}; use --workers {enough[0]}, which {loads} {factor:.1f} times as fast as the step trains."
         if self.loader[fastest] > SPARE * self.loader[self.workers]:
             return f"{waits}; use --workers {fastest}, the fastest tried, though still too slow for the step."
         return f"{waits}, and no number of workers tried is faster; shrink the image files, or augment less."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import warnings
 from dataclasses import replace
 from pathlib import Path
@@ -13,12 +14,12 @@ import yaml
 from lightning.pytorch.callbacks import Callback, EarlyStopping
 from lightning.pytorch.utilities import rank_zero_only
 
-from srtod._cli import replacing
+from srtod._files import replacing
 from srtod.checkpoint import load_detector, read_checkpoint
 from srtod.models.anchors import ANCHORS, fit_anchor_scale
 
 from .callbacks import AveragedWeights, Evaluation, ProgressBar, UnreadableImages, as_coco
-from .checkpointing import BEST, BEST_DETECTIONS, LAST, AtomicCheckpointIO, Checkpoints, RandomState
+from .checkpointing import BEST, LAST, AtomicCheckpointIO, Checkpoints, RandomState, best_detections, fingerprint
 from .config import TrainConfig
 from .data import DetectionData, object_sizes, objects_per_image, steps_per_epoch
 from .distributed import is_main_process
@@ -27,7 +28,15 @@ from .logs import make_loggers
 from .module import DetectionModule
 from .monitoring import FilterShare, Pictures, check_wandb
 from .report import REPORT, source_commit, write_report
-from .resume import CONFIG, check_same_detector, open_run, record_job, requeued_run
+from .resume import (
+    CONFIG,
+    check_same_data,
+    check_same_detector,
+    open_run,
+    record_job,
+    requeued_run,
+    with_absolute_paths,
+)
 
 __all__ = ["TrainedRun", "train"]
 
@@ -63,7 +72,7 @@ def train(config: TrainConfig) -> TrainedRun:
 
     Raises:
         FileNotFoundError: if a file of the data, or of the run to resume, is missing.
-        FloatingPointError: if the loss is no longer finite.
+        FloatingPointError: if the loss or its gradient is no longer finite.
         KeyboardInterrupt: if Ctrl-C was pressed; says which checkpoint there is.
         MemoryError: if the memory of the device or the machine does not suffice; says what to lower.
         OSError: if the run's folder cannot be written to.
@@ -87,8 +96,10 @@ def train(config: TrainConfig) -> TrainedRun:
         _warn_of_more_objects_than_detections(config, data)
     L.seed_everything(config.seed, verbose=False)
     module = DetectionModule(config, data.train_set.class_names, data.train_set.category_ids)
+    fingerprints = {"training": fingerprint(data.train_set), "test": fingerprint(data.test_set)}
     if resumed is not None:
-        check_same_detector(resumed, module.model, module.class_names, module.category_ids)
+        check_same_data(resumed, fingerprints)
+        check_same_detector(resumed, module.model_arguments, module.class_names, module.category_ids)
         if resumed.finished and (resumed.folder / SUMMARY).exists():
             raise ValueError(
                 f"the run in {resumed.folder} has finished, see {resumed.folder / SUMMARY}; to train longer, start "
@@ -96,8 +107,9 @@ def train(config: TrainConfig) -> TrainedRun:
             )
         folder = resumed.folder
     else:
+        config = with_absolute_paths(config)
         folder = start_folder(path, config) if is_main_process() else path
-    trainer = _trainer(config, folder, data, None if resumed is None else resumed.step)
+    trainer = _trainer(config, folder, data, fingerprints, None if resumed is None else resumed.step)
     if resumed is None:
         for logger in trainer.loggers:
             logger.log_hyperparams(config.as_dict())
@@ -107,7 +119,9 @@ def train(config: TrainConfig) -> TrainedRun:
             warnings.filterwarnings("ignore", "You're resuming from a checkpoint that ended before the epoch ended")
             trainer.fit(module, data, ckpt_path=None if resumed is None else resumed.checkpoint, weights_only=True)
         folder = Path(trainer.strategy.broadcast(str(folder)))
-    return _finish(config, folder, data, commit) if is_main_process() else TrainedRun(folder, {})
+    if not is_main_process():
+        return TrainedRun(folder, {})
+    return _finish(config, folder, data, commit, trainer.strategy.root_device)
 
 
 def _with_fitted_anchors(config: TrainConfig, data: DetectionData) -> TrainConfig:
@@ -163,20 +177,33 @@ def start_folder(path: Path, config: TrainConfig) -> Path:
         except FileExistsError:
             number += 1
         except OSError as error:
-            raise OSError(
-                f"the run's folder {folder} cannot be made ({error.strerror}); choose another output"
-            ) from error
+            raise _no_folder(folder, error) from error
         else:
-            with replacing(folder / CONFIG) as file:
-                yaml.safe_dump(config.as_dict(), file, sort_keys=False)
-            record_job(folder)
-            return folder
+            break
+    try:
+        with replacing(folder / CONFIG) as file:
+            yaml.safe_dump(config.as_dict(), file, sort_keys=False)
+        record_job(folder)
+    except BaseException as error:
+        shutil.rmtree(folder, ignore_errors=True)  # otherwise the next try would be the second run
+        if isinstance(error, OSError):
+            raise _no_folder(folder, error) from error
+        raise
+    return folder
 
 
-def _trainer(config: TrainConfig, folder: Path, data: DetectionData, step: int | None) -> L.Trainer:
+def _no_folder(folder: Path, error: OSError) -> OSError:
+    return OSError(f"the run's folder {folder} cannot be made ({error.strerror or error}); choose another output")
+
+
+def _trainer(
+    config: TrainConfig, folder: Path, data: DetectionData, fingerprints: dict[str, tuple[int, str]], step: int | None
+) -> L.Trainer:
     """The trainer of a run that goes on at an optimizer step, or is new where that is None."""
     limit = 1.0 if config.limit_batches is None else config.limit_batches
     evaluation = Evaluation(data.test_set.ground_truth, data.test_set.category_ids)
+    random_state = RandomState()
+    checkpoints = Checkpoints(folder / "checkpoints", evaluation, config.save_every, random_state, fingerprints)
     callbacks: list[Callback] = [
         ProgressBar(),
         evaluation,
@@ -205,25 +232,28 @@ def _trainer(config: TrainConfig, folder: Path, data: DetectionData, step: int |
         use_distributed_sampler=False,  # the data's own samplers share the images out
         log_every_n_steps=min(10, steps_per_epoch(config, len(data.train_set))),
         logger=make_loggers(folder, config.wandb, step),
-        callbacks=[*callbacks, RandomState(), Checkpoints(folder / "checkpoints", evaluation, config.save_every)],
+        callbacks=[*callbacks, random_state, checkpoints],
         plugins=[AtomicCheckpointIO()],
         default_root_dir=folder / "slurm",  # where Lightning saves a checkpoint when SLURM ends the job
         enable_model_summary=False,
     )
 
 
-def _finish(config: TrainConfig, folder: Path, data: DetectionData, commit: str | None) -> TrainedRun:
-    """Writes the report on the best checkpoint."""
+def _finish(
+    config: TrainConfig, folder: Path, data: DetectionData, commit: str | None, device: torch.device
+) -> TrainedRun:
+    """Writes the report on the best checkpoint, whose pictures are made on the device."""
     best = folder / "checkpoints" / BEST
-    found = torch.load(best.with_name(BEST_DETECTIONS), weights_only=True)
+    checkpoint = read_checkpoint(best)
+    found = torch.load(best_detections(best, checkpoint["global_step"]), weights_only=True)
     evaluation = write_report(
         folder,
-        load_detector(best),
+        load_detector(best, device),
         data.test_set,
         *as_coco(data.test_set.ground_truth, found, data.test_set.category_ids),
         config=config,
         checkpoint=str(best.relative_to(folder)),
-        epoch=read_checkpoint(best)["epoch"] + 1,
+        epoch=checkpoint["epoch"] + 1,
         commit=commit,
     )
     return TrainedRun(folder, evaluation.metrics)

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import json
+import random
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -53,6 +57,32 @@ def test_order_and_augmentation_follow_from_seed_and_epoch_alone() -> None:
     torch.manual_seed(2)
     assert equal(epoch(DetectionData(SWARM, seed=5), 3), first)
     assert sorted(image_id for image_id, _ in first) == [1, 2, 3, 4, 5, 6]
+
+
+def test_to_load_an_image_leaves_every_generator_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(seed: int) -> None:
+        raise AssertionError("the generators of the GPUs are seeded anew")
+
+    options = replace(SWARM, scale_jitter=(0.8, 1.25), crop=96, photometric=1.0, copy_paste=3)
+    data, python, numpy = DetectionData(options, seed=5), random.getstate(), np.random.get_state()[1].tolist()  # noqa: NPY002
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", refused)
+    state = torch.get_rng_state()
+    first = [data.train_dataloader().dataset[0, 7] for _ in range(2)]
+    assert torch.equal(first[0][0], first[1][0])
+    assert torch.equal(torch.get_rng_state(), state)
+    # All that is drawn comes from torch's generator: these two are not moved, and not seeded either.
+    assert random.getstate() == python
+    assert np.random.get_state()[1].tolist() == numpy  # noqa: NPY002
+
+
+@pytest.mark.parametrize("kind", ["cpu", "cuda"])
+def test_memory_is_pinned_for_cuda_alone(kind: str) -> None:
+    data, place = DetectionData(SWARM, seed=5), SimpleNamespace(root_device=torch.device(kind))
+    loop = SimpleNamespace(restarting=False)
+    data.trainer = SimpleNamespace(  # type: ignore[assignment]
+        strategy=place, global_rank=0, world_size=1, current_epoch=0, fit_loop=loop
+    )
+    assert data.train_dataloader().pin_memory == data.val_dataloader().pin_memory == (kind == "cuda")
 
 
 def test_workers_change_nothing() -> None:
@@ -109,12 +139,20 @@ def test_sets_of_different_categories_are_refused(coco: dict[str, Any], tmp_path
     [
         (DataConfig(train_json="a.json"), "train_json needs train_images beside it"),
         (DataConfig(train_json="a.json", train_images="."), "train_json needs test_json beside it"),
-        (DataConfig(test_json="a.json"), "test_json is given without train_json"),
     ],
 )
 def test_incomplete_options_are_refused(config: DataConfig, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         DetectionData(config, seed=0)
+
+
+def test_a_folder_with_trainval_alone_needs_no_split(coco: dict[str, Any], tmp_path: Path) -> None:
+    for split in ("trainval", "test"):
+        (tmp_path / f"{split}.json").write_text(json.dumps(coco))
+    (tmp_path / "train.json").unlink()
+    assert len(DetectionData(DataConfig(data=str(tmp_path)), seed=0).train_set) == 1
+    with pytest.raises(ValueError, match="has no split train; it has trainval, test"):
+        DetectionData(DataConfig(data=str(tmp_path), train_split="train"), seed=0)
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import lightning as L
@@ -54,14 +56,49 @@ def test_a_seed_gives_the_same_shared_weights_with_and_without_self_reconstructi
     assert all(torch.equal(with_it[name], value) for name, value in without_it.items())
 
 
+def step(module: DetectionModule, *, broken_gradient: bool = False) -> None:
+    """A step of two batches up to where the optimizer would take it, without a trainer."""
+    module.log = module.log_dict = lambda *_, **__: None  # type: ignore[method-assign,assignment]
+    optimizer = torch.optim.SGD(parameter_groups(module.detector, 0.02, 1e-4, 0.01), lr=0.02)
+    module._trainer = SimpleNamespace(optimizers=[optimizer], global_step=3, barebones=False)  # type: ignore[assignment]
+    for number, name in enumerate(("a.png", "b.png")):
+        target = {"boxes": torch.tensor([[8.0, 8, 16, 16]]), "labels": torch.tensor([1]), "file_name": name}
+        module.training_step(([torch.rand(3, 64, 64)], [target]), number).backward()
+    if broken_gradient:
+        next(module.detector.neck.parameters()).grad[0] = float("nan")
+    module.configure_gradient_clipping(optimizer, module.config.clip_grad_norm, None)
+
+
 def test_a_loss_that_is_not_finite_is_told_with_its_parts_and_images() -> None:
     broken = module()
     torch.nn.init.constant_(broken.detector.head.rpn.head.bbox_pred.bias, float("inf"))
-    target = {"boxes": torch.tensor([[8.0, 8, 16, 16]]), "labels": torch.tensor([1]), "file_name": "a.png"}
     with pytest.raises(
-        FloatingPointError, match=r"at step 0 \(.*loss_rpn_box_reg (inf|nan).*images a\.png\); lower lr"
+        FloatingPointError,
+        match=r"the loss .* at step 3 \(.*loss_rpn_box_reg (inf|nan).*images a\.png\) and \(.*b\.png\); lower lr",
     ):
-        broken.training_step(([torch.rand(3, 64, 64)], [target]), 0)
+        step(broken)
+
+
+@pytest.mark.parametrize("clip", [10.0, None])
+def test_a_gradient_that_is_not_finite_under_a_loss_that_is_never_reaches_the_weights(clip: float | None) -> None:
+    broken = module()
+    broken.config = replace(broken.config, clip_grad_norm=clip)
+    message = r"^the gradient is no longer finite at step 3 \(loss_.*; images a\.png\) and \(.*; images b\.png\); lower"
+    with pytest.raises(FloatingPointError, match=message):
+        step(broken, broken_gradient=True)
+    step(module())
+    broken.zero_grad()
+    broken.config = replace(broken.config, precision="16-mixed")  # whose scaler leaves such a step out
+    step(broken, broken_gradient=True)
+
+
+@pytest.mark.parametrize("clip", [0.5, None])
+def test_gradients_are_clipped_to_their_norm(clip: float | None) -> None:
+    clipped = module()
+    clipped.config = replace(clipped.config, clip_grad_norm=clip)
+    step(clipped)
+    norm = torch.nn.utils.get_total_norm([value.grad for value in clipped.parameters() if value.grad is not None])
+    assert norm == pytest.approx(0.5, rel=1e-4) if clip else norm > 0.5
 
 
 @pytest.mark.parametrize(

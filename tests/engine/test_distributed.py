@@ -1,18 +1,26 @@
-"""Several processes train as one with their batches together, and their evaluation counts every image once."""
+"""Several processes train as one with their batches together, and their evaluation counts every image once.
+
+Run as a script, this file is `python -m srtod.train` whose processes kill themselves in the second of two epochs.
+"""
 
 from __future__ import annotations
 
 import csv
 import os
+import signal
 import subprocess
 import sys
+from itertools import count
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
+import srtod.train
 from srtod.checkpoint import read_checkpoint
-from srtod.engine import DataConfig, DetectionData
+from srtod.engine import DataConfig, DetectionData, DetectionModule
+from srtod.engine.logs import make_loggers
 from srtod.engine.sampling import EpochSampler, shard
 
 # 6 training images and 1 test image, which two processes both get. A one-stage detector without group norm or dropout
@@ -64,10 +72,28 @@ def test_a_resumed_epoch_goes_on_behind_what_was_done_and_the_next_is_whole() ->
     assert list(sampler) == list(whole)
 
 
-def run(folder: Path, *options: str, launcher: tuple[str, ...] = ("-m",)) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, *launcher, "srtod.train", *OPTIONS, "--output", str(folder), *options]
+def run(
+    folder: Path, *options: str, launcher: tuple[str, ...] = ("-m", "srtod.train")
+) -> subprocess.CompletedProcess[str]:
+    return call(*launcher, *OPTIONS, "--output", str(folder), *options)
+
+
+def call(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, *arguments]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1"}
     return subprocess.run(command, check=False, capture_output=True, text=True, env=environment, timeout=300)
+
+
+def main() -> None:
+    step, calls = DetectionModule.training_step, count()
+
+    def killed(self: DetectionModule, *arguments: Any) -> Any:
+        if next(calls) == 4:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return step(self, *arguments)
+
+    DetectionModule.training_step = killed  # type: ignore[method-assign]
+    srtod.train.main()
 
 
 def rows(folder: Path) -> list[dict[str, str]]:
@@ -78,10 +104,10 @@ def rows(folder: Path) -> list[dict[str, str]]:
 @pytest.mark.slow
 def test_two_processes_train_and_evaluate_as_one(tmp_path: Path) -> None:
     one, two = tmp_path / "one", tmp_path / "two"
-    torchrun = ("-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "29517", "-m")
+    torchrun = ("-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "29517", "-m", "srtod.train")
     for folder, batch_size, options, launcher in (
-        (one, 2, (), ("-m",)),
-        (two, 1, ("--devices", "2"), ("-m",)),
+        (one, 2, (), ("-m", "srtod.train")),
+        (two, 1, ("--devices", "2"), ("-m", "srtod.train")),
         (tmp_path / "torchrun", 1, ("--devices", "2"), torchrun),
     ):
         process = run(folder, "--batch-size", str(batch_size), *options, launcher=launcher)
@@ -106,7 +132,47 @@ def test_two_processes_train_and_evaluate_as_one(tmp_path: Path) -> None:
             )
 
 
+@pytest.mark.parametrize("first", [False, True])
+def test_only_the_first_process_takes_rows_out_of_the_log(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, first: bool
+) -> None:
+    monkeypatch.setattr("srtod.engine.logs.is_main_process", lambda: first)
+    (tmp_path / "logs").mkdir()
+    (tmp_path / "logs" / "metrics.csv").write_text("step,AP\n1,0.1\n2,0.2\n")
+    make_loggers(tmp_path, step=2)
+    assert [row["step"] for row in rows(tmp_path)] == (["1"] if first else ["1", "2"])
+
+
+@pytest.mark.slow
+def test_two_processes_that_are_killed_go_on_to_the_end_of_the_whole_run(tmp_path: Path) -> None:
+    whole, folder = tmp_path / "whole", tmp_path / "run"
+    options = ("--batch-size", "1", "--devices", "2", "--save-every", "1", "--detector", "faster_rcnn")  # which draws
+    for output, launcher, status in ((whole, ("-m", "srtod.train"), 0), (folder, (__file__,), -signal.SIGKILL)):
+        process = run(output, *options, launcher=launcher)
+        assert process.returncode == status, process.stderr
+    assert read_checkpoint(folder / "checkpoints" / "last.ckpt")["global_step"] == 4
+    process = call("-m", "srtod.train", "--resume", str(folder))
+    assert process.returncode == 0, process.stderr
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["run", "whole"]
+    assert rows(folder) == rows(whole)
+    for name in ("last.ckpt", "best.ckpt"):
+        found, expected = (read_checkpoint(path / "checkpoints" / name) for path in (folder, whole))
+        assert found["state_dict"].keys() == expected["state_dict"].keys()
+        for key, value in expected["state_dict"].items():
+            assert torch.equal(found["state_dict"][key], value), key
+        states = [state["torch"] for state in found["random_state"]]
+        assert len(states) == 2
+        assert not torch.equal(*states)
+        assert all(
+            torch.equal(one, other["torch"]) for one, other in zip(states, expected["random_state"], strict=True)
+        )
+
+
 def test_one_process_that_is_its_own_share_sees_everything() -> None:
     data = DetectionData(DataConfig(swarm_images=6, swarm_size=128), seed=0)
     assert len(data.train_dataloader()) == 3
     assert [target["image_id"] for _, targets in data.val_dataloader() for target in targets] == [1]
+
+
+if __name__ == "__main__":
+    main()

@@ -10,6 +10,7 @@ from types import ModuleType, SimpleNamespace
 from typing import Any, NamedTuple
 
 import lightning as L
+import numpy as np
 import pytest
 import torch
 from lightning.pytorch.loggers import TensorBoardLogger
@@ -19,6 +20,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from srtod.engine import DataConfig, DetectionData, DetectionModule, Evaluation, ModelConfig, TrainConfig
 from srtod.engine.monitoring import FilterShare, Pictures, check_wandb, wandb_logger
+from srtod.engine.panels import NO_DETECTIONS
+from srtod.evaluation import Curve
 from srtod.models import Detector
 
 BINS = ("AP", "AP50", "AP75", "APvt", "APt", "APs", "APm")
@@ -197,6 +200,33 @@ def test_the_share_is_that_of_the_filters_pixels_without_padding(compiled: bool)
     assert logged == pytest.approx(float(passes.float().mean()))
     assert logged != pytest.approx(float((filters[0] > 1).float().mean()))
     assert len(plug._forward_hooks) == 1
+
+
+def test_the_share_counts_beyond_what_float32_can() -> None:
+    module = DetectionModule(TrainConfig(ModelConfig(channels=16, threshold=None)), ["drone"], [1])
+    logged: dict[str, float] = {}
+    module.log = lambda name, value: logged.update({name: value})  # type: ignore[method-assign,assignment]
+    callback: Any = FilterShare()
+    callback.on_validation_epoch_start(None, module)
+    callback._passed += 2**24
+    for _ in range(3):
+        callback._passed += 1
+    callback._total = 2**25
+    callback.on_validation_epoch_end(None, module)
+    assert logged["filter_share"] == (2**24 + 3) / 2**25
+
+
+def test_an_image_that_cannot_be_read_any_more_has_no_picture() -> None:
+    data = DetectionData(CONFIG.data, 0).test_set
+    evaluation = Evaluation(data.ground_truth, data.category_ids)
+    evaluation.curves = {"all": Curve(1, np.ones(101), np.ones(101))}
+    pictures = Pictures(evaluation, data, data.class_names, 2)
+    module = DetectionModule(CONFIG, data.class_names, data.category_ids).eval()
+    ids = [image["id"] for image in data.ground_truth["images"]]
+    for found, expected in ((ids, ["swarm_1_00000", "swarm_1_00002"]), (ids[1:], ["swarm_1_00002"])):
+        evaluation.detections = dict.fromkeys(found, NO_DETECTIONS)
+        named = [name for name, _ in pictures._pictures(module)]
+        assert named == [*(f"panels/{name}" for name in expected), "precision_recall"]
 
 
 @pytest.mark.parametrize("model", [{"self_reconstruction": False}, {"enhancement": "none"}], ids=str)

@@ -98,7 +98,12 @@ MATCHED = {
 
 
 def options_of(preset: str) -> dict[str, Any]:
-    return TrainConfig.from_dict(read_config(preset)).as_dict()
+    return configured(preset).as_dict()
+
+
+def configured(preset: str) -> TrainConfig:
+    """A preset on a folder of data."""
+    return TrainConfig.from_dict(read_config(preset) | {"data": "folder"})
 
 
 def written(folder: Path, text: str, name: str = "run.yaml") -> Path:
@@ -119,7 +124,7 @@ def test_paper_presets_have_the_values_of_the_paper(data: str, detector: str) ->
     expected |= {"detector": detector, "rfla_paper": detector == "rfla", "sac": detector != "detectors"}
     options = options_of(f"{data}/{detector}_paper")
     assert {name: options[name] for name in expected} == expected
-    assert {name for name, value in options.items() if value != TrainConfig().as_dict()[name]} <= set(expected)
+    assert {name for name, value in options.items() if value != TrainConfig().as_dict()[name]} <= {*expected, "data"}
 
 
 @pytest.mark.parametrize("data", DATA_SETS)
@@ -130,7 +135,7 @@ def test_matched_presets_differ_from_the_paper_only_where_that_is_said(data: str
 
 @pytest.mark.parametrize("preset", preset_names())
 def test_a_saved_configuration_gives_the_same_run(preset: str, tmp_path: Path) -> None:
-    config = TrainConfig.from_dict(read_config(preset))
+    config = configured(preset)
     saved = written(tmp_path, yaml.safe_dump(config.as_dict(), sort_keys=False))
     assert TrainConfig.from_dict(read_config(saved)) == config
 
@@ -158,7 +163,11 @@ FIELDS = {name: kind for group in groups(TrainConfig) for name, (_, kind) in gro
 @settings(deadline=None, max_examples=50)
 @given(st.fixed_dictionaries({}, optional={name: values_of(kind) for name, kind in FIELDS.items()}))
 def test_any_configuration_survives_yaml(tmp_path_factory: pytest.TempPathFactory, options: dict[str, Any]) -> None:
-    options |= {"eval_every": 1} | ({"train_json": None} if options.get("data") is not None else {})
+    options |= {"eval_every": 1, "data": options.get("data") or None}
+    options["swarm_size"] = options.get("swarm_size", 0) + 128
+    files, splits = ("train_json", "train_images", "test_json", "test_images"), ("train_split", "test_split")
+    unused = files if options["data"] else splits if options.get("train_json") is not None else (*files, *splits)
+    options |= dict.fromkeys(unused)
     config = TrainConfig.from_dict(options)
     saved = written(tmp_path_factory.mktemp("run"), yaml.safe_dump(config.as_dict(), sort_keys=False))
     assert TrainConfig.from_dict(read_config(saved)) == config
@@ -166,7 +175,7 @@ def test_any_configuration_survives_yaml(tmp_path_factory: pytest.TempPathFactor
 
 @pytest.mark.parametrize("preset", ["visdrone/faster_rcnn_matched", "aitod/rfla_paper", "aitod/retinanet_paper"])
 def test_presets_build_their_detector(preset: str) -> None:
-    arguments = TrainConfig.from_dict(read_config(preset)).model.arguments
+    arguments = configured(preset).model.arguments
     detector = build_detector(**arguments | {"num_classes": 3, "weights": None, "backbone": "resnet18", "channels": 16})
     assert detector.transform.min_size == arguments["min_size"]
     assert detector.self_reconstruction.threshold.item() == pytest.approx(arguments["threshold"])
@@ -174,7 +183,7 @@ def test_presets_build_their_detector(preset: str) -> None:
 
 @pytest.mark.parametrize("preset", preset_names())
 def test_presets_have_all_arguments_of_their_detector(preset: str) -> None:
-    assert TrainConfig.from_dict(read_config(preset)).model.arguments["name"] in DETECTORS
+    assert configured(preset).model.arguments["name"] in DETECTORS
 
 
 def test_no_preset_says_what_it_already_has() -> None:

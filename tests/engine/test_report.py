@@ -122,6 +122,26 @@ def test_the_numbers_say_how_they_came_about(
     assert summary["config"]["seed"] == 7
 
 
+def test_an_ignore_region_of_all_categories_counts_once(
+    tmp_path: Path, trained: TrainedDetector, test_set: SwarmDataset, detections: Results
+) -> None:
+    truth = test_set.ground_truth
+    crowds = [
+        {"id": 9000 + number, "image_id": 1 + number % 2, "category_id": category, "bbox": [0, 0, 9, 9], "iscrowd": 1}
+        for number, category in enumerate([1, 1, 7, 7, 8, 8])
+    ]
+    truth = truth | {
+        "annotations": [*truth["annotations"], *(crowd | {"area": 81} for crowd in crowds)],
+        "categories": [*truth["categories"], {"id": 7, "name": "bird"}, {"id": 8, "name": "kite"}],
+    }
+    config = TrainConfig(panels=0)
+    write_report(
+        tmp_path, trained, test_set, truth, detections, config=config, checkpoint="best.ckpt", epoch=1, commit=None
+    )
+    summary = json.loads((tmp_path / "report" / "metrics.json").read_text())
+    assert summary["test_set"]["ignore_regions"] == 2
+
+
 def test_missed_objects_are_marked_in_the_panel(
     tmp_path: Path, trained: TrainedDetector, test_set: SwarmDataset, detections: Results
 ) -> None:
@@ -132,16 +152,19 @@ def test_missed_objects_are_marked_in_the_panel(
     left, top = picture.width - side - gap, picture.height - side - gap  # of the last picture
     x, y, width, height = (side / 128 * value for value in missed["bbox"])
     middle, beside = round(x + width / 2), round(y + height / 2)
-    for column, row in ((middle, round(y) - 6), (middle, round(y + height) + 5), (round(x) - 6, beside)):
-        if 0 <= column < side and 0 <= row < side:
-            assert picture.getpixel((left + column, top + row)) == (255, 255, 255)
+    outline = ((middle, round(y) - 6), (middle, round(y + height) + 5), (round(x) - 6, beside))
+    shown = [(column, row) for column, row in outline if 0 <= column < side and 0 <= row < side]
+    assert shown
+    for column, row in shown:
+        assert picture.getpixel((left + column, top + row)) == (255, 255, 255)
 
 
 def test_a_report_is_replaced_as_a_whole(
     tmp_path: Path, trained: TrainedDetector, test_set: SwarmDataset, detections: Results
 ) -> None:
-    (tmp_path / "report.part").mkdir()  # of a run that was killed here
-    (tmp_path / "report.part" / "half").touch()
+    for leftover in (".report.0a.part", ".report.0b.before"):  # of runs that were killed here
+        (tmp_path / leftover).mkdir()
+        (tmp_path / leftover / "half").touch()
     write(tmp_path, trained, test_set, detections, panels=2)
     write(tmp_path, trained, test_set, detections, panels=0)
     assert [path.name for path in tmp_path.iterdir()] == ["report"]

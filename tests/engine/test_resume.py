@@ -7,6 +7,7 @@ itself where POINT is reached for the COUNT-th time.
 from __future__ import annotations
 
 import csv
+import json
 import os
 import random
 import shutil
@@ -14,19 +15,23 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from srtod.checkpoint import read_checkpoint, write_checkpoint
+from srtod.data import SwarmDataset
 from srtod.engine import DataConfig, DetectionModule, ModelConfig, TrainConfig, TrainedRun, train
-from srtod.engine.resume import requeued_run
+from srtod.engine.checkpointing import Checkpoints, RandomState
+from srtod.engine.resume import open_run, requeued_run
 
 # Faster R-CNN: its samplers draw from the generator at every step. 4 batches an epoch, and 2 optimizer steps.
 CONFIG = TrainConfig(
@@ -137,6 +142,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> TrainedRun:
     return train(replace(CONFIG, output=str(tmp_path_factory.mktemp("runs") / "whole")))
 
 
+@pytest.mark.slow
 def test_a_run_that_is_killed_again_and_again_ends_bit_by_bit_as_the_whole_one(
     whole: TrainedRun, tmp_path: Path
 ) -> None:
@@ -182,14 +188,14 @@ def test_a_run_goes_on_from_any_point(whole: TrainedRun, tmp_path: Path, point: 
             train(TrainConfig(resume=str(folder)))
 
 
-def stopped(tmp_path: Path, config: TrainConfig) -> Path:
+def stopped(tmp_path: Path, config: TrainConfig, step: int = 5) -> Path:
     """The folder of a run that was stopped in its second epoch."""
 
     def stop() -> None:
         raise StoppedError
 
     folder = tmp_path / "run"
-    with ending("step", 5, stop), pytest.raises(StoppedError):
+    with ending("step", step, stop), pytest.raises(StoppedError):
         go_on(folder, config)
     return folder
 
@@ -272,9 +278,119 @@ def test_a_run_of_other_classes_is_refused(copied: Path) -> None:
         train(TrainConfig(resume=str(copied)))
 
 
+@pytest.mark.parametrize("absent", ["callbacks", "random_state", "global_step"])
+def test_a_checkpoint_of_an_earlier_version_is_told(copied: Path, absent: str) -> None:
+    content = read_checkpoint(copied / "checkpoints" / "last.ckpt")
+    del content[absent]
+    content["srtod"]["version"] = "0.0.1"
+    write_checkpoint(content, copied / "checkpoints" / "last.ckpt")
+    with pytest.raises(
+        ValueError, match=rf"last\.ckpt, written by srtod 0\.0\.1, does not hold .*\(no '{absent}'\); install srtod 0"
+    ):
+        train(TrainConfig(resume=str(copied)))
+
+
+def test_the_states_of_all_processes_are_gathered_for_the_runs_own_saves_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    gathered: list[Any] = []
+    monkeypatch.setattr("srtod.engine.checkpointing.gather", lambda value: gathered.append(value) or [value, value])
+    trainer: Any = SimpleNamespace(strategy=SimpleNamespace(root_device=torch.device("cpu")))
+    states, content, anywhere = RandomState(), {}, {}
+    with states.gathered(trainer):
+        states.on_save_checkpoint(trainer, None, content)  # type: ignore[arg-type]
+    states.on_save_checkpoint(trainer, None, anywhere)  # type: ignore[arg-type]  # as SLURM's signal has it
+    assert [len(saved["random_state"]) for saved in (content, anywhere)] == [2, 1]
+    assert len(gathered) == 1
+
+
 def test_options_that_differ_from_the_run_are_refused(copied: Path) -> None:
     with pytest.raises(ValueError, match=r"epochs is 9, but the run in .*moved has 2 and goes on as it was"):
         train(TrainConfig(resume=str(copied), epochs=9))
+
+
+@pytest.fixture(scope="module")
+def coco_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run on 4 images in the folder `data` beside it, which was stopped; its paths were given relative to them."""
+    folder = tmp_path_factory.mktemp("runs")
+    swarm = SwarmDataset(4, (128, 128), seed=0)
+    (folder / "data").mkdir()
+    for index, image in enumerate(swarm.ground_truth["images"]):
+        pixels = (swarm[index][0] * 255).byte().permute(1, 2, 0).numpy()
+        Image.fromarray(pixels).save(folder / "data" / f"{image['id']}.png")
+        image["file_name"] = f"{image['id']}.png"
+    (folder / "data" / "all.json").write_text(json.dumps(swarm.ground_truth))
+    data = DataConfig(train_json="data/all.json", train_images="data", test_json="data/all.json", workers=1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        stopped(folder, replace(PLAIN, data=data, accumulate=1, panels=3, early_stop=None), step=3)
+    return folder
+
+
+def test_a_run_goes_on_from_another_folder_with_other_processes_and_its_data_elsewhere(
+    coco_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    moved = Path(shutil.copytree(coco_run, tmp_path / "moved"))
+    monkeypatch.chdir(tmp_path)
+    opened = open_run(TrainConfig(resume=str(moved / "run"))).config
+    assert opened.data.train_json == str(coco_run / "data" / "all.json")
+    assert opened.data.workers == 1
+    elsewhere = {name: str(moved / "data" / "all.json") for name in ("train_json", "test_json")}
+    data = DataConfig(**elsewhere, train_images=str(moved / "data"))
+    changed = open_run(TrainConfig(data=data, resume=str(moved / "run"), threads=2)).config
+    assert (changed.data, changed.threads) == (replace(data, workers=1), 2)
+    # All of it, as from the command line, and the default typed.
+    whole = open_run(replace(opened, data=replace(data, workers=0), panels=12)).config
+    assert (whole.data, whole.panels) == (data, 12)
+    assert (train(replace(opened, data=replace(data, workers=0))).folder / "report" / "metrics.json").is_file()
+
+
+def fewer_images(content: dict[str, Any]) -> None:
+    gone = content["images"].pop()["id"]
+    content["annotations"] = [entry for entry in content["annotations"] if entry["image_id"] != gone]
+
+
+def other_box(content: dict[str, Any]) -> None:
+    content["annotations"][0]["bbox"][0] += 0.5
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [(fewer_images, "it has 3 images in place of 4"), (other_box, "it has other images or boxes")],
+)
+def test_a_run_whose_data_changed_is_refused(
+    coco_run: Path, tmp_path: Path, change: Callable[[dict[str, Any]], None], message: str
+) -> None:
+    content = json.loads((coco_run / "data" / "all.json").read_text())
+    change(content)
+    changed = tmp_path / "changed.json"
+    changed.write_text(json.dumps(content))
+    for option, kind in (("train_json", "training"), ("test_json", "test")):
+        saved = open_run(TrainConfig(resume=str(coco_run / "run"))).config
+        config = TrainConfig.from_dict(saved.as_dict() | {option: str(changed)})
+        with pytest.raises(ValueError, match=rf"^the {kind} set has changed since .*last\.ckpt was saved: {message}; "):
+            train(config)
+
+
+def test_the_best_checkpoint_keeps_its_detections_where_the_next_cannot_be_saved(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    evaluation: Any = SimpleNamespace(detections={})
+    checkpoints = Checkpoints(tmp_path, evaluation, None, RandomState(), {})
+
+    def full(*_: Any) -> None:
+        raise OSError
+
+    def kept(step: int, score: float) -> list[str]:
+        trainer: Any = SimpleNamespace(global_step=step, callback_metrics={"AP": score})
+        with suppress(OSError):
+            checkpoints.on_validation_end(trainer, None)  # type: ignore[arg-type]
+        return sorted(path.name for path in tmp_path.iterdir())
+
+    monkeypatch.setattr(checkpoints, "_save", lambda *_: None)
+    assert kept(2, 0.1) == ["best_detections_2.pt"]
+    monkeypatch.setattr(checkpoints, "_save", full)
+    assert kept(4, 0.2) == ["best_detections_2.pt", "best_detections_4.pt"]
+    monkeypatch.setattr(checkpoints, "_save", lambda *_: None)
+    assert kept(6, 0.3) == ["best_detections_6.pt"]
 
 
 def test_slurm_starts_a_job_again_in_its_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,9 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor
 
-from srtod.checkpoint import load_detector
+from srtod.checkpoint import load_detector, read_checkpoint
 from srtod.engine import DataConfig, DetectionModule, ModelConfig, TrainConfig, TrainedRun, train
+from srtod.engine.checkpointing import best_detections
 from srtod.models import Detector
 
 CONFIG = TrainConfig(
@@ -48,6 +50,23 @@ def test_the_folder_holds_everything(run: TrainedRun) -> None:
     assert not any(name.endswith(".part") for name in names)
     [picture] = (run.folder / "report" / "panels").iterdir()
     Image.open(picture).verify()
+
+
+def test_the_reports_pictures_are_made_where_the_run_trained(
+    run: TrainedRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def loaded(path: Path, device: torch.device) -> None:
+        raise NotImplementedError(device)
+
+    device = torch.device("cpu", 0)  # another name of the CPU, so that it is known to come from the run
+    monkeypatch.setattr("lightning.pytorch.strategies.SingleDeviceStrategy.root_device", device)
+    monkeypatch.setattr("srtod.engine.training.load_detector", loaded)
+    shutil.copytree(run.folder, tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "report")  # a finished run that still has to write its report
+    for config in (replace(CONFIG, epochs=1, output=str(tmp_path / "new")), TrainConfig(resume=str(tmp_path / "run"))):
+        with pytest.raises(NotImplementedError) as raised:
+            train(config)
+        assert raised.value.args == (device,)
 
 
 def test_the_configuration_is_saved_as_it_was(run: TrainedRun) -> None:
@@ -149,7 +168,9 @@ def test_a_disk_that_fills_up_leaves_the_checkpoint_before(tmp_path: Path, monke
     ):
         train(replace(CONFIG, epochs=4, output=str(tmp_path / "run")))
     checkpoints = tmp_path / "run" / "checkpoints"
-    assert sorted(path.name for path in checkpoints.iterdir()) == ["best.ckpt", "best_detections.pt", "last.ckpt"]
+    best = checkpoints / "best.ckpt"
+    detections = best_detections(best, read_checkpoint(best)["global_step"])
+    assert sorted(checkpoints.iterdir()) == [best, detections, checkpoints / "last.ckpt"]
     load_detector(checkpoints / "last.ckpt")
 
 
