@@ -5,7 +5,7 @@
 #   scripts/gpu_check.sh OUT [STAGE...]      stages: build tests models sanitizer benchmarks; by default all
 #
 # OUT gets <stage>.log, and of the benchmarks a JSON file each and table.md. A failing stage does not keep the later ones
-# from running; the exit status tells whether all passed, and the last lines are a summary. Each stage may take ten
+# from running; the exit status tells whether all passed, and the last lines are a summary. Each stage may take nine
 # minutes: where a command may not take longer, call them one by one. Environment variables:
 #
 #   PYTHON            the interpreter (python3)

@@ -88,7 +88,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("checkpoint", metavar="CHECKPOINT", help="a .ckpt file of `python -m srtod.train`")
     parser.add_argument("images", metavar="IMAGES", help="an image, or a folder, searched with its subfolders")
-    parser.add_argument("out", metavar="OUT", help="the folder to write; must not exist or be empty")
+    parser.add_argument("out", metavar="OUT", help="the folder to write: a new or an empty one")
     parser.add_argument("--overwrite", action="store_true", help="replace OUT if it holds predictions")
     parser.add_argument(
         "--coco",
@@ -115,7 +115,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N [auto]")
     parser.add_argument(
-        "--batch-size", metavar="N", type=int, default=1, help="the most images at once; they must have one size [1]"
+        "--batch-size", metavar="N", type=int, default=1, help="the most images at once, if they have one size [1]"
     )
     parser.add_argument(
         "--precision", choices=PRECISIONS, default="32-true", help="floating-point precision of the network [32-true]"

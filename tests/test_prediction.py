@@ -188,7 +188,7 @@ def test_checkpoints_that_are_none(checkpoint: Path, tmp_path: Path) -> None:
         srtod.Predictor(tmp_path / "cut.ckpt")
     with pytest.raises(FileNotFoundError, match=r"absent\.ckpt does not exist"):
         srtod.Predictor(tmp_path / "absent.ckpt")
-    with pytest.raises(FileNotFoundError, match=r"pass a \.ckpt file"):
+    with pytest.raises(IsADirectoryError, match=r"is a folder; pass a \.ckpt file"):
         srtod.Predictor(tmp_path)
 
 

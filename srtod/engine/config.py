@@ -66,7 +66,7 @@ class ModelConfig:
     max_size: int | None = option(
         None, "the longer side never exceeds this, in pixels; none: no limit", within="positive"
     )
-    scale: float = option(1.0, "factor on the images' own size where min-size is none", within="positive")
+    scale: float = option(1.0, "factor on the images' own size; not together with min-size", within="positive")
     sac: bool = option(
         True, "detectors: switchable atrous convolution, as its paper; no-sac: as released by the authors of SR-TOD"
     )
@@ -128,8 +128,8 @@ class DataConfig:
 
     data: str | None = option(
         None,
-        "folder of a data set, laid out as COCO, YOLO, VisDrone-DET, DroneSwarms or AI-TOD, which is found out; none: "
-        "train-json, or else the generated swarm set",
+        "folder of a data set, laid out as COCO, YOLO, VisDrone-DET, DroneSwarms, AI-TOD or AI-TOD-v2, which is found "
+        "out; none: train-json, or else the generated swarm set",
     )
     train_split: str | None = option(
         None, "the part of data to train on, such as train; none: trainval, or train where there is no trainval"
@@ -224,7 +224,7 @@ class TrainConfig:
     weight_decay: float = option(1e-4, "weight decay of SGD; not on the threshold, biases and norms", within="natural")
     threshold_lr: float = option(
         0.01,
-        "learning rate of the threshold, as a share of lr: its unit is the white of an image, and it moves by 1/255s",
+        "learning rate of the threshold, as a share of lr; small, for steps of 1/255 matter to it",
         within="natural",
     )
     lr_steps: tuple[int, ...] | None = option(
@@ -252,7 +252,7 @@ class TrainConfig:
     seed: int = option(0, "seed of the weights, the order of the data and the augmentation", within="natural")
     deterministic: bool = option(False, "use deterministic algorithms alone, so that a run can be repeated bit by bit")
     precision: Literal["32-true", "bf16-mixed", "16-mixed"] = option("32-true", "floating-point precision")
-    compile: bool = option(False, "compile the model with torch.compile")
+    compile: bool = option(False, "compile backbone, neck and self-reconstruction with torch.compile")
     accelerator: Literal["auto", "cpu", "cuda"] = option("auto", "where to train")
     devices: int = option(1, "GPUs of each machine, or processes on the CPU", within="positive")
     nodes: int = option(1, "machines", within="positive")
@@ -260,7 +260,11 @@ class TrainConfig:
     limit_batches: int | None = option(
         None, "only so many batches of each epoch and evaluation: a quick trial", within="positive"
     )
-    panels: int = option(12, "test images to make pictures of in the report, worst misses first", within="natural")
+    panels: int = option(
+        12,
+        "pictures in the report, of the test images with the worst misses; up to 4 are also logged at evaluations",
+        within="natural",
+    )
     wandb: str | None = option(None, "also log to this project of Weights & Biases, which must be installed")
     output: str | None = option(None, "the run's folder, never overwritten: runs/x becomes runs/x-2; none: runs/<data>")
     resume: str | None = option(

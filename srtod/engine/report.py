@@ -105,7 +105,7 @@ def write_report(
     except OSError as error:
         raise OSError(
             f"the report {folder / REPORT} could not be written ({error.strerror or error}); the run's checkpoints are "
-            f"complete, so make room and evaluate {checkpoint}"
+            f"complete: make room, and --resume {folder} writes it"
         ) from error
     return evaluation
 

@@ -99,7 +99,7 @@ def open_run(config: TrainConfig) -> Resumed:
         content = read_checkpoint(checkpoint)
     except ValueError as error:
         others = [str(path) for path in (folder / "checkpoints").glob("*.ckpt") if path != checkpoint]
-        kept = f"; {' and '.join(others)} can still be evaluated" if others else ""
+        kept = f"; {' and '.join(others)} can still be used by srtod.predict" if others else ""
         raise ValueError(f"{error}: this run cannot go on, start it again{kept}") from error
     description = content[DESCRIPTION]
     try:

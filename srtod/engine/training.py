@@ -47,8 +47,9 @@ class TrainedRun(NamedTuple):
     """What a run leaves.
 
     Attributes:
-        folder: `config.yaml`, `checkpoints/best.ckpt` and `last.ckpt`, `logs/` (CSV and TensorBoard) and `report/`, see
-            `srtod.engine.report.write_report`.
+        folder: `config.yaml`, `checkpoints/` (`best.ckpt` with its detections, `last.ckpt`), `logs/` (CSV and
+            TensorBoard) and `report/`, see `srtod.engine.report.write_report`; under SLURM also `slurm_job_id` and
+            `slurm/`, what Lightning saves at the end of a job, which no run goes on from.
         metrics: the metrics of the best checkpoint, see `srtod.evaluation.evaluate_detections`.
     """
 
@@ -62,13 +63,13 @@ def train(config: TrainConfig) -> TrainedRun:
     Under one seed, runs with and without self-reconstruction start from the same weights in all that they share and see
     the same images in the same order. Warns where images hold more objects than the detector may detect in one.
 
-    With `resume`, a run that was stopped, however, goes on in its folder and ends as if it never had been.
+    With `resume`, a run that was stopped in whatever way goes on in its folder and ends as if it had not been.
 
     Args:
         config: the run.
 
     Returns:
-        The run; of several processes the first alone writes to its folder, and each returns it.
+        The run; of several processes the first alone writes to its folder, and the others return no metrics.
 
     Raises:
         FileNotFoundError: if a file of the data, or of the run to resume, is missing.

@@ -62,6 +62,7 @@ class Predictor:
 
     Raises:
         FileNotFoundError: if there is no such checkpoint.
+        IsADirectoryError: if it is a folder.
         ValueError: if the checkpoint is damaged or foreign, the device is not there, or an option is out of its range.
     """
 
