@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any
 
 import pytest
 import torch
-from measurement import Case, compiled, parametrize
+from measurement import Case, parametrize, variant_function
 from torch import Tensor
 
 from srtod import ops
@@ -38,13 +37,6 @@ def fused(logits: Tensor, image: Tensor) -> tuple[Tensor, Tensor]:
     return ops.reconstruction_difference(logits, image, from_logits=True)
 
 
-def variant_function(variant: str, logits: Tensor) -> Callable[..., Any]:
-    if variant == "copy":
-        target = torch.empty_like(logits)
-        return lambda logits, *_: target.copy_(logits)
-    return {"fused": fused, "eager": reference, "compile": compiled(reference)}[variant]
-
-
 def floor_bytes(logits: Tensor, image: Tensor, direction: str) -> float:
     """Forward: logits and image read, D written. Backward: both and dL/dD read, the gradient of the logits written."""
     logit_bytes, image_bytes = (x.numel() * x.element_size() for x in (logits, image))
@@ -67,7 +59,7 @@ def test_reconstruction_difference(case: Case, variant: str, measure: Callable[.
     if variant == "fused" and not ops.is_fused(case.device):
         pytest.skip(f"the compiled ops are not available on {case.device}")
     logits, image = make_inputs(case.shapes)
-    function = variant_function(variant, logits)
+    function = variant_function(variant, logits, fused, reference)
     if variant != "copy":
         with torch.no_grad():
             torch.testing.assert_close(function(logits, image), reference(logits.float(), image), rtol=1e-4, atol=1e-6)

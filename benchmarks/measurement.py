@@ -1,4 +1,8 @@
-"""What the benchmarks measure and how: cases, variants, rounds, and the table of ratios."""
+"""What the benchmarks measure and how: cases, variants, rounds, and the table of ratios.
+
+Times are those of PyTorch's defaults: on CUDA cuDNN's float32 convolutions take TF32. Whether forms with convolutions
+agree is checked `without_tf32`.
+"""
 
 from __future__ import annotations
 
@@ -6,9 +10,10 @@ import functools
 import gc
 import math
 import os
-import platform
 import subprocess
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Collection
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,11 +22,16 @@ import pytest
 import torch
 from torch import Tensor
 
+from srtod._machine import processor
+
 VARIANTS = ("copy", "fused", "eager", "compile", "authors")
 """`copy` comes first: a plain copy of the largest input is the yardstick for the others' floor."""
 
 LAUNCHES = {"fused_one_launch": "1", "fused_two_launches": "0"}
 """Variants of the fused op on CUDA: the value of SRTOD_COOPERATIVE, which otherwise is unset: the op goes by size."""
+
+MODEL_VARIANTS = ("plain", "authors", "ours", "ours_kept")
+"""Of models: without self-reconstruction, as in the paper's release, ours, and ours with nothing recomputed."""
 
 Tensors = tuple[Tensor, ...]
 
@@ -35,7 +45,8 @@ class Case:
     batch: int
     layout: str  # contiguous or channels_last
     dtype: str
-    direction: str  # forward, backward or both
+    # forward, backward or both; of models inference or training, which is a step without the optimizer's
+    direction: str
     device: str = "cpu"
 
     @property
@@ -49,7 +60,7 @@ class Case:
 
     @property
     def needs_grad(self) -> bool:
-        return self.direction != "forward"
+        return self.direction not in ("forward", "inference")
 
     @property
     def shapes(self) -> Case:
@@ -65,8 +76,8 @@ class Result:
     median_us: float
     p20_us: float
     p80_us: float
-    floor_us: float  # the op's least memory traffic, at the speed of this run's copy
-    peak_mb: float | None  # GPU memory that a call takes beyond its inputs
+    floor_us: float | None  # the op's least memory traffic, at the speed of this run's copy
+    peak_mb: float | None  # of an op the GPU memory beyond its inputs; of a model all memory, weights included
 
 
 results: dict[Case, dict[str, Result]] = {}
@@ -119,13 +130,21 @@ def _buffer() -> Tensor:
 device_clock = DeviceClock()
 
 
-def parametrize(cases: list[Case], variants: Callable[[Case], tuple[str, ...]]) -> pytest.MarkDecorator:
-    """Of `case` and `variant`: all variants of a case in a row, on CUDA timed by `device_clock`."""
-    on_gpu = [pytest.mark.benchmark(timer=device_clock)]
+def timed_on_device(case: Case) -> Collection[pytest.MarkDecorator]:
+    """Marks of an op's case: on CUDA it is timed by `device_clock`."""
+    return [pytest.mark.benchmark(timer=device_clock)] if case.device == "cuda" else []
+
+
+def parametrize(
+    cases: list[Case],
+    variants: Callable[[Case], tuple[str, ...]],
+    marks: Callable[[Case], Collection[pytest.MarkDecorator]] = timed_on_device,
+) -> pytest.MarkDecorator:
+    """Of `case` and `variant`: all variants of a case in a row."""
     return pytest.mark.parametrize(
         ("case", "variant"),
         [
-            pytest.param(case, variant, marks=on_gpu if case.device == "cuda" else (), id=f"{case} {variant}")
+            pytest.param(case, variant, marks=marks(case), id=f"{case} {variant}")
             for case in cases
             for variant in variants(case)
         ],
@@ -136,6 +155,21 @@ def parametrize(cases: list[Case], variants: Callable[[Case], tuple[str, ...]]) 
 def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
     """`torch.compile` of it for one shape, in all directions; `forget_other_shapes` goes before the next shape."""
     return torch.compile(function, dynamic=False)
+
+
+def variant_function(
+    variant: str, first: Tensor, fused: Callable[..., Any], eager: Callable[..., Any]
+) -> Callable[..., Any]:
+    """Of an op's forms: `copy` copies the first input, which is like `first`; `compile` is `eager` compiled."""
+    if variant == "copy":
+        target = torch.empty_like(first)
+        return lambda first, *_: target.copy_(first)
+    return {"fused": fused, "eager": eager, "compile": compiled(eager)}[variant]
+
+
+def without_tf32() -> AbstractContextManager[None]:
+    """cuDNN's float32 convolutions in full precision; its other settings are PyTorch's defaults meanwhile."""
+    return torch.backends.cudnn.flags(enabled=True, allow_tf32=False)  # enabled: or `flags` switches cuDNN off
 
 
 _shapes: Case | None = None
@@ -207,18 +241,66 @@ def measure(
         benchmark.pedantic(once, setup=setup, rounds=rounds, warmup_rounds=min(3, rounds))
     if benchmark.stats is None:  # --benchmark-disable
         return
+    of_copy = results.get(case, {}).get("copy")
+    copy_us = benchmark.stats.stats.median * 1e6 if variant == "copy" else of_copy.median_us if of_copy else math.nan
+    copied = 2 * inputs[0].numel() * inputs[0].element_size()
+    _file(benchmark, case, variant, floor_bytes / copied * copy_us, peak_mb)
+
+
+def measure_model(
+    benchmark: Any,
+    rounds: int,
+    case: Case,
+    variant: str,
+    once: Callable[[], Any],
+    setup: Callable[[], Any],
+    peak_mb: float | None,
+) -> None:
+    """Times `once()`, each time after `setup()`, as a user's clock would, and files the result.
+
+    Args:
+        benchmark: The fixture of pytest-benchmark.
+        rounds: Timed rounds; at least 3 but no more than fit into a minute.
+        case: What is measured.
+        variant: One of `MODEL_VARIANTS`.
+        once: A step of training or an inference.
+        setup: What goes before it, untimed.
+        peak_mb: The memory that it takes.
+    """
+
+    def wait() -> None:
+        if case.device == "cuda":
+            torch.cuda.synchronize()
+
+    def prepare() -> None:
+        setup()
+        wait()
+
+    def step() -> None:
+        once()
+        wait()
+
+    benchmark.group = str(case)
+    prepare()
+    start = time.perf_counter()
+    step()  # warms up
+    seconds = time.perf_counter() - start
+    benchmark.pedantic(step, setup=prepare, rounds=min(rounds, max(3, int(60 / seconds))))
+    if benchmark.stats is not None:
+        _file(benchmark, case, variant, None, peak_mb)
+
+
+def _file(benchmark: Any, case: Case, variant: str, floor_us: float | None, peak_mb: float | None) -> None:
     seconds = torch.tensor(benchmark.stats.stats.data, dtype=torch.float64)
     p20, median, p80 = (seconds.quantile(torch.tensor([0.2, 0.5, 0.8], dtype=torch.float64)) * 1e6).tolist()
     of_case = results.setdefault(case, {})
-    copy_us = median if variant == "copy" else of_case["copy"].median_us if "copy" in of_case else math.nan
-    copied = 2 * inputs[0].numel() * inputs[0].element_size()
-    of_case[variant] = Result(median, p20, p80, floor_bytes / copied * copy_us, peak_mb)
+    of_case[variant] = Result(median, p20, p80, floor_us, peak_mb)
     benchmark.extra_info.update(
         {**asdict(case), **asdict(of_case[variant])},
         variant=variant,
-        device=_device_name(case.device),
+        device=device_name(case.device),
         torch=torch.__version__,
-        commit=_commit(),
+        commit=commit(),
         threads=torch.get_num_threads(),
     )
 
@@ -235,33 +317,62 @@ def _peak_mb(setup: Callable[[], Any], once: Callable[[], Any]) -> float:
     return (torch.cuda.max_memory_allocated() - before) / 2**20
 
 
-def table() -> list[str]:
-    """The fused ops' medians, and how many times as long every other form takes."""
-    measured = {variant for of_case in results.values() for variant in of_case}
+def tables() -> dict[str, list[str]]:
+    """By title: the lines of what has been measured."""
+    of_ops = {case: of_case for case, of_case in results.items() if "fused" in of_case}
+    of_models = {case: of_case for case, of_case in results.items() if set(of_case) & set(MODEL_VARIANTS[2:])}
+    found = {
+        "median of the fused op, and how many times as long the other forms take": _table_of_ops(of_ops),
+        "median time and peak memory of models, and how many times as much the other forms take": _table_of_models(
+            of_models
+        ),
+    }
+    return {title: lines for title, lines in found.items() if len(lines) > 1}
+
+
+def _table_of_ops(cases: dict[Case, dict[str, Result]]) -> list[str]:
+    measured = {variant for of_case in cases.values() for variant in of_case}
     peers = [v for v in (*VARIANTS, "composed", *LAUNCHES) if v in measured - {"fused", "copy"}]
     heads = ["fused ms", *(f"x {p.removeprefix('fused_')}" for p in peers), "copy ms", "x floor"]
-    lines = [f"{'':78s}" + "".join(f"{h:>15s}" for h in heads)]
-    for case, of_case in results.items():
-        if "fused" not in of_case:
-            continue
+    lines = [f"{'':78s}" + _cells(heads)]
+    for case, of_case in cases.items():
         fused = of_case["fused"]
-        ratios = [of_case[p].median_us / fused.median_us if p in of_case else math.nan for p in peers]
-        copy_ms = of_case["copy"].median_us / 1e3 if "copy" in of_case else math.nan
-        values = [fused.median_us / 1e3, *ratios, copy_ms, fused.median_us / fused.floor_us]
-        lines.append(f"{case!s:78s}" + "".join(f"{'-' if math.isnan(v) else f'{v:.3f}':>15s}" for v in values))
+        ratios = [of_case[p].median_us / fused.median_us if p in of_case else None for p in peers]
+        copy_ms = of_case["copy"].median_us / 1e3 if "copy" in of_case else None
+        floor = fused.median_us / fused.floor_us if fused.floor_us else None
+        lines.append(f"{case!s:78s}" + _cells([fused.median_us / 1e3, *ratios, copy_ms, floor]))
     return lines
 
 
-@functools.cache
-def _device_name(device: str) -> str:
-    if device == "cuda":
-        return torch.cuda.get_device_name()
-    models = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
-    return models[0].split(":")[1].strip() if models else platform.processor()
+def _table_of_models(cases: dict[Case, dict[str, Result]]) -> list[str]:
+    """Ratios to the plain model, or to the authors' form of what the plain model does not have."""
+    others = MODEL_VARIANTS[1:]
+    heads = ["base", "ms", *(f"x {v}" for v in others), "MB", *(f"x {v}" for v in others)]
+    lines = [f"{'':78s}" + _cells(heads)]
+    for case, of_case in cases.items():
+        base = "plain" if "plain" in of_case else "authors"
+        cells: list[str | float | None] = [base]
+        for figure, unit in (("median_us", 1e3), ("peak_mb", 1.0)):
+            figures = {variant: getattr(result, figure) for variant, result in of_case.items()}
+            of_base = figures.get(base)
+            cells.append(of_base / unit if of_base else None)
+            cells += [figures[v] / of_base if of_base and figures.get(v) else None for v in others]
+        lines.append(f"{case!s:78s}" + _cells(cells))
+    return lines
+
+
+def _cells(values: list[Any]) -> str:
+    texts = (v if isinstance(v, str) else "-" if v is None or math.isnan(v) else f"{v:.3f}" for v in values)
+    return "".join(f"{text:>18s}" for text in texts)
 
 
 @functools.cache
-def _commit() -> str:
+def device_name(device: str) -> str:
+    return torch.cuda.get_device_name() if device == "cuda" else processor()[0]
+
+
+@functools.cache
+def commit() -> str:
     """SRTOD_COMMIT, where the tree has been copied without its history; else what git says."""
     if "SRTOD_COMMIT" in os.environ:
         return os.environ["SRTOD_COMMIT"]
@@ -270,3 +381,10 @@ def _commit() -> str:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
+
+
+def resident_bytes(field: str) -> int | None:
+    """The process's resident memory now (VmRSS) or at its highest (VmHWM); None where Linux does not tell."""
+    status = Path("/proc/self/status")
+    lines = status.read_text().splitlines() if status.exists() else []
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{field}:")), None)

@@ -16,16 +16,17 @@ multiplications an image) are not counted.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import multiprocessing
 import statistics
-import subprocess
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, NamedTuple
+from unittest import mock
 
 import torch
 import torchvision
+from measurement import commit, resident_bytes
 from torch.utils.flop_counter import FlopCounterMode
 
 import srtod
@@ -70,7 +71,7 @@ def measure(name: str, variant: dict[str, Any], self_reconstruction: bool, optio
     if options.threads is not None:
         torch.set_num_threads(options.threads)
     torch.manual_seed(0)
-    resident = _resident("VmRSS")
+    resident = resident_bytes("VmRSS")
     detector = build_detector(
         name,
         9,  # AI-TOD's eight classes
@@ -89,7 +90,7 @@ def measure(name: str, variant: dict[str, Any], self_reconstruction: bool, optio
         if options.device == "cuda":
             peak: int | None = torch.cuda.max_memory_allocated()
         else:
-            highest = _resident("VmHWM")
+            highest = resident_bytes("VmHWM")
             peak = None if highest is None or resident is None else highest - resident
         macs, reconstruction_macs = count_macs(detector, images)
     parameters = sum(parameter.numel() for parameter in detector.parameters())
@@ -99,11 +100,19 @@ def measure(name: str, variant: dict[str, Any], self_reconstruction: bool, optio
 def count_macs(detector: Detector, images: list[torch.Tensor]) -> tuple[int, int]:
     """Multiplications with addition of one inference: all, and those of self-reconstruction."""
     deformable = {torch.ops.torchvision.deform_conv2d: _deform_conv2d_flops}
-    with FlopCounterMode(display=False, custom_mapping=deformable) as counter, torch.no_grad():
+    of_all, of_reconstruction = (FlopCounterMode(display=False, custom_mapping=deformable) for _ in range(2))
+    plug = detector.self_reconstruction
+
+    def enhance(*args: Any) -> torch.Tensor:
+        assert plug is not None
+        with of_reconstruction:
+            return type(plug).enhance(plug, *args)
+
+    with of_all, torch.no_grad(), contextlib.ExitStack() as stack:
+        if plug is not None:
+            stack.enter_context(mock.patch.object(plug, "enhance", enhance))
         detector(images)
-    of_modules = counter.get_flop_counts()
-    reconstruction = of_modules.get(f"{type(detector).__name__}.self_reconstruction", {})
-    return counter.get_total_flops() // 2, sum(reconstruction.values()) // 2
+    return of_all.get_total_flops() // 2, of_reconstruction.get_total_flops() // 2
 
 
 def _deform_conv2d_flops(
@@ -129,13 +138,6 @@ def _median_time(infer: Callable[[], Any], options: argparse.Namespace) -> float
     return statistics.median(times[1:])
 
 
-def _resident(field: str) -> int | None:
-    """The process's resident memory now (VmRSS) or at its highest (VmHWM) in bytes; None where Linux does not tell."""
-    status = Path("/proc/self/status")
-    lines = status.read_text().splitlines() if status.exists() else []
-    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{field}:")), None)
-
-
 def _header(options: argparse.Namespace) -> list[str]:
     threads = options.threads or torch.get_num_threads()
     device = torch.cuda.get_device_name() if options.device == "cuda" else environment()["processor"].split(",")[0]
@@ -143,7 +145,7 @@ def _header(options: argparse.Namespace) -> list[str]:
     memory = "allocated on the GPU" if options.device == "cuda" else "resident beyond the empty program"
     conditions = (
         f"{options.backbone}, {options.channels} channels, one {options.size}x{options.size} image, float32; {device}; "
-        f"torch {torch.__version__}, torchvision {torchvision.__version__}, srtod {srtod.__version__} ({_commit()}). "
+        f"torch {torch.__version__}, torchvision {torchvision.__version__}, srtod {srtod.__version__} ({commit()}). "
         f"Time: median of {options.repeats}; memory: the most {memory}, weights included."
     )
     heads = ["detector", "SR-TOD", "parameters (M)", "GMAC", "time (ms)", "peak memory (MB)"]
@@ -161,14 +163,6 @@ def _lines(name: str, variant: dict[str, Any], plain: Row, enhanced: Row) -> lis
             f"| {title} | {with_it} | {row.parameters / 1e6:.2f} | {macs} | {1000 * row.seconds:.0f} | {peak} |"
         )
     return lines
-
-
-def _commit() -> str:
-    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
 
 
 if __name__ == "__main__":

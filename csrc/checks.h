@@ -15,6 +15,7 @@
 #include <optional>
 #include <tuple>
 #include <type_traits>
+#include <vector>
 
 #include "scalar_math.h"
 
@@ -202,6 +203,71 @@ inline void check_gradient(const char* op, const Tensor& grad, const Tensor& fea
                   op, ": expected a gradient of the features' shape and type");
   for (int dim = 0; dim < 4; ++dim)
     STD_TORCH_CHECK(grad.size(dim) == features.size(dim), op, ": expected a gradient of the features' shape");
+}
+
+// Features [N, C, H, W] and an output convolution from C channels to 3 colours.
+inline void check_tail(const char* op, const Tensor& features, const Tensor& weight, const Tensor* bias) {
+  check_features(op, features);
+  const bool fits = weight.dim() == 4 && weight.size(0) == 3 && weight.size(1) == features.size(1) &&
+                    weight.size(2) == 3 && weight.size(3) == 3 && features.size(1) > 0;
+  STD_TORCH_CHECK(fits && (!bias || bias->numel() == 3), op,
+                  ": expected weight [3, C, 3, 3] and bias [3] for features [N, C, H, W]");
+  check_same_device(op, features, {&weight});
+  if (bias) check_same_device(op, features, {bias});
+}
+
+// The image is the top-left part of what the features cover.
+inline void check_tail_image(const char* op, const Tensor& features, const Tensor& image,
+                             const std::optional<Tensor>& valid_size) {
+  check_images(op, image, image, valid_size);
+  STD_TORCH_CHECK(image.size(0) == features.size(0) && image.size(1) == 3 && image.size(2) <= features.size(2) &&
+                      image.size(3) <= features.size(3),
+                  op, ": expected an image [N, 3, H, W] no larger than the features");
+  STD_TORCH_CHECK(compute_type(image.scalar_type()) == compute_type(features.scalar_type()), op,
+                  ": features and image must both be float64 or neither");
+  check_same_device(op, features, {&image});
+}
+
+// Three maps [N, C, h, s w] of every s-th row of pixels and its neighbours, or nine maps [N, C, h, w] of single pixels,
+// around the h x w pixels of an image [N, 3, H, W] that a nearest resize takes; three need H = s h and W = s w.
+struct Samples {
+  int64_t batch, height, width;  // of the samples
+  int64_t step;                  // columns of a map from one sample to the next
+  int64_t taps;                  // of a map's columns that a sample looks at: 3 next to each other, or its own
+
+  Samples(const char* op, const std::vector<Tensor>& maps, const Tensor& weight, const Tensor& bias,
+          const Tensor& image) {
+    STD_TORCH_CHECK(maps.size() == 3 || maps.size() == 9, op, ": expected three or nine maps");
+    for (const Tensor& map : maps) {
+      check_tail(op, map, weight, &bias);
+      check_same_device(op, maps[0], {&map});
+      STD_TORCH_CHECK(map.scalar_type() == maps[0].scalar_type(), op, ": expected maps of one type");
+      for (int dim = 0; dim < 4; ++dim)
+        STD_TORCH_CHECK(map.size(dim) == maps[0].size(dim), op, ": expected maps of one shape");
+    }
+    check_images(op, image, image, std::nullopt);
+    check_same_device(op, maps[0], {&image});
+    STD_TORCH_CHECK(image.size(0) == maps[0].size(0) && image.size(1) == 3 &&
+                        compute_type(image.scalar_type()) == compute_type(maps[0].scalar_type()),
+                    op, ": expected an image [N, 3, H, W] of the maps' batch, both float64 or neither");
+    batch = image.size(0);
+    height = maps[0].size(2);
+    taps = maps.size() == 3 ? 3 : 1;
+    step = taps == 3 ? image.size(2) / height : 1;
+    width = step == 0 ? 0 : maps[0].size(3) / step;
+    STD_TORCH_CHECK(taps == 1 || (step > 0 && image.size(2) == step * height && image.size(3) == step * width &&
+                                  maps[0].size(3) == image.size(3)),
+                    op,
+                    ": three maps must have the image's width, and one row for so many of the image's as divide it");
+  }
+};
+
+inline void check_tail_gradient(const char* op, const Tensor& grad, const Tensor& features) {
+  STD_TORCH_CHECK(grad.dim() == 4 && grad.size(0) == features.size(0) && grad.size(1) == 3 &&
+                      grad.size(2) <= features.size(2) && grad.size(3) <= features.size(3) &&
+                      grad.scalar_type() == compute_type(features.scalar_type()),
+                  op, ": expected a gradient [N, 3, H, W] of the logits, in the type of arithmetic");
+  check_same_device(op, features, {&grad});
 }
 
 }  // namespace srtod

@@ -12,6 +12,16 @@ STABLE_TORCH_LIBRARY(srtod, m) {
       "_reconstruction_difference_backward(Tensor? grad_difference, Tensor? grad_mse, Tensor reconstruction, "
       "Tensor image, bool from_logits, Tensor? valid_size) -> Tensor");
 
+  // `logits` [N, 3, H, W] in the type of arithmetic: what the gradients are computed from.
+  m.def(
+      "reconstruction_tail(Tensor features, Tensor weight, Tensor bias, Tensor image, Tensor? valid_size) "
+      "-> (Tensor difference, Tensor mse, Tensor logits)");
+  m.def(
+      "_output_convolution_backward(Tensor grad_logits, Tensor features, Tensor weight, bool features_grad, "
+      "bool weight_grad) -> (Tensor grad_features, Tensor grad_weight)");
+  // `features`: three maps of rows or nine of pixels around the samples; no gradient.
+  m.def("sampled_difference_map(Tensor[] features, Tensor weight, Tensor bias, Tensor image) -> Tensor");
+
   m.def(
       "filtration(Tensor difference, Tensor threshold, SymInt height, SymInt width, int resize, int surrogate, "
       "float alpha) -> Tensor");

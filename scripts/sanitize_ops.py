@@ -18,12 +18,14 @@ from torch import Tensor
 from srtod import ops
 
 # [N, C, h, w] of the features and [H, W] of the images: rows that no vector access divides, upsampling, one pixel, more
-# channels than threads of a block, a map of several blocks, and one of more parts than one block combines.
+# channels than threads of a block, channels that tensor cores take (64, in half precision and channels_last), a map of
+# several blocks, and one of more parts than one block combines.
 SIZES = [
     ((2, 7, 9, 13), (37, 50)),
     ((1, 3, 9, 10), (4, 3)),
     ((1, 1, 1, 1), (1, 1)),
     ((1, 272, 6, 7), (24, 28)),
+    ((1, 64, 9, 10), (36, 40)),
     ((2, 16, 61, 67), (244, 268)),
     ((1, 2, 270, 280), (27, 28)),
 ]
@@ -65,6 +67,17 @@ def call_every_op(
     differentiate(lambda r: ops.difference_map(r, image, from_logits=True), reconstruction)
     differentiate(lambda r: ops.reconstruction_difference(r, image, from_logits=True), reconstruction)
     differentiate(lambda r: ops.reconstruction_difference(r, image, valid_size=valid_size), reconstruction)
+    decoded = leaf(torch.randn(batch, channels, *image_size).to(dtype), memory_format)
+    output = [leaf(torch.randn(3, channels, 3, 3) / channels), leaf(torch.randn(3))]
+    differentiate(lambda *x: ops.reconstruction_tail(*x, image, valid_size=valid_size), decoded, *output)
+    samples = [[decoded] * 3, [features] * 9]
+    step = image_size[0] // height
+    if step > 1 and image_size == (step * height, step * width):  # rows around samples that are `step` pixels apart
+        rows = torch.randn(batch, channels, height, image_size[1]).to(dtype)
+        samples.append([leaf(rows, memory_format)] * 3)
+    with torch.no_grad():
+        for maps in samples:
+            ops.sampled_difference_map(maps, *output, image)
     differentiate(lambda d, t: ops.filtration(d, t, (height, width), resize=resize), difference, threshold)
     differentiate(ops.channel_reweighting, features, *mlp)
     for cooperative in ("0", "1"):

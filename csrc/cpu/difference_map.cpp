@@ -209,33 +209,40 @@ struct Valid {
   }
 };
 
+// Writes tiles [begin, end) of the difference map; the sum of squares over a tile's valid pixels goes to squares[tile].
+template <bool from_logits, class R, class I, class D>
+void forward_tiles(const Image<const R>& r, const Image<const I>& o, const Size& size, const Valid& valid,
+                   int64_t begin, int64_t end, D* difference, double* squares) {
+  using A = compute_t<R>;
+  Tile<const R> rebuilt(size.channels);
+  Tile<const I> real(size.channels);
+  A scratch[kPixelTile];
+  for (int64_t tile = begin; tile < end; ++tile) {
+    const Place at(tile, size);
+    const int64_t valid_count = valid.of(at);
+    D* destination = difference + (at.n * size.height + at.y) * size.width + at.x;
+    A* mean = row_for_store(destination, scratch);
+    rebuilt.load(r, at);
+    real.load(o, at);
+    squares[tile - begin] =
+        difference_row<from_logits>(rebuilt.rows.data(), real.rows.data(), size.channels, valid_count, mean);
+    rebuilt.advance(valid_count);
+    real.advance(valid_count);  // the padding counts in the map, not in the error
+    difference_row<from_logits>(rebuilt.rows.data(), real.rows.data(), size.channels, at.count - valid_count,
+                                mean + valid_count);
+    store_row(mean, at.count, destination);
+  }
+}
+
 // Writes the difference map; returns the sum of squares over valid pixels.
 template <bool from_logits, class R, class I, class D>
 double forward(const Tensor& reconstruction, const Tensor& image, const Valid& valid, D* difference) {
-  using A = compute_t<R>;
   const Image<const R> r = image_of<R>(reconstruction);
   const Image<const I> o = image_of<I>(image);
   const Size size = valid.heights.empty() ? as_long_row(Size(image), r, o) : Size(image);
   std::vector<double> squares(size.tiles());  // partial sums, added up in order
   torch::stable::parallel_for(0, size.tiles(), kTilesOfTask, [&](int64_t begin, int64_t end) {
-    Tile<const R> rebuilt(size.channels);
-    Tile<const I> real(size.channels);
-    A scratch[kPixelTile];
-    for (int64_t tile = begin; tile < end; ++tile) {
-      const Place at(tile, size);
-      const int64_t valid_count = valid.of(at);
-      D* destination = difference + (at.n * size.height + at.y) * size.width + at.x;
-      A* mean = row_for_store(destination, scratch);
-      rebuilt.load(r, at);
-      real.load(o, at);
-      squares[tile] =
-          difference_row<from_logits>(rebuilt.rows.data(), real.rows.data(), size.channels, valid_count, mean);
-      rebuilt.advance(valid_count);
-      real.advance(valid_count);  // the padding counts in the map, not in the error
-      difference_row<from_logits>(rebuilt.rows.data(), real.rows.data(), size.channels, at.count - valid_count,
-                                  mean + valid_count);
-      store_row(mean, at.count, destination);
-    }
+    forward_tiles<from_logits>(r, o, size, valid, begin, end, difference, &squares[begin]);
   });
   double total = 0;
   for (double s : squares) total += s;
@@ -323,6 +330,24 @@ double write_difference(const Tensor& reconstruction, const Tensor& image, bool 
   });
   return squares / static_cast<double>(valid.pixels * image.size(1));
 }
+
+double DifferenceRows::write(int64_t n, int64_t begin, int64_t end) const {
+  const Size size(image_);
+  const Valid valid(valid_size_, size);
+  const int64_t rows = n * size.height, tiles = size.tiles_of_row();
+  std::vector<double> squares((end - begin) * tiles);
+  dispatch_floating(image_.scalar_type(), kOp, [&](auto tag) {
+    using I = decltype(tag);
+    using A = compute_t<I>;
+    forward_tiles<true>(image_of<A>(logits_), image_of<I>(image_), size, valid, (rows + begin) * tiles,
+                        (rows + end) * tiles, difference_.mutable_data_ptr<I>(), squares.data());
+  });
+  double total = 0;
+  for (double s : squares) total += s;
+  return total;
+}
+
+int64_t DifferenceRows::valid_pixels() const { return Valid(valid_size_, Size(image_)).pixels; }
 
 Tensor mse_tensor(double mse, const Tensor& image) {
   Tensor t = empty({}, compute_type(image.scalar_type()), image);

@@ -14,6 +14,10 @@
 #define SRTOD_CLONES
 #endif
 
+#if defined(__GNUC__)
+#pragma GCC diagnostic ignored "-Wpsabi"  // vectors are passed to functions only where these are inlined
+#endif
+
 namespace srtod {
 
 constexpr int64_t kTile = 2048;  // elements of a row handled at a time: a few such rows fit the first-level cache
@@ -21,29 +25,35 @@ constexpr int64_t kTile = 2048;  // elements of a row handled at a time: a few s
 // --- storage <-> arithmetic
 // -------------------------------------------------------------------------------------------
 
-SRTOD_HOST_DEVICE float bits_to_float(uint32_t bits) {
-  float x;
-  std::memcpy(&x, &bits, sizeof x);
-  return x;
+template <class To, class From>
+SRTOD_HOST_DEVICE To reinterpret_bits(From from) {
+  static_assert(sizeof(To) == sizeof(From));
+  To to;
+  std::memcpy(&to, &from, sizeof to);
+  return to;
 }
 
-SRTOD_HOST_DEVICE uint32_t float_to_bits(float x) {
-  uint32_t bits;
-  std::memcpy(&bits, &x, sizeof bits);
-  return bits;
+SRTOD_HOST_DEVICE float bits_to_float(uint32_t bits) { return reinterpret_bits<float>(bits); }
+SRTOD_HOST_DEVICE uint32_t float_to_bits(float x) { return reinterpret_bits<uint32_t>(x); }
+
+// The bits of half-precision numbers as float, of one number or of a vector of them.
+//
+// BFloat16 is float's upper half. Half has 5 exponent bits: scaling by 2^112 moves them to float's 8, subnormals
+// included; infinity and NaN are patched.
+template <class F, class U>
+SRTOD_HOST_DEVICE F widen_bits(U x, BFloat16) {
+  return reinterpret_bits<F>(x << 16);
+}
+template <class F, class U>
+SRTOD_HOST_DEVICE F widen_bits(U x, Half) {
+  const U magnitude = (x & 0x7fffu) << 13, sign = (x & 0x8000u) << 16;
+  const F scaled = reinterpret_bits<F>(magnitude) * bits_to_float(0x77800000u);
+  const U patched = magnitude >= 0x0f800000u ? magnitude | 0x7f800000u : reinterpret_bits<U>(scaled);
+  return reinterpret_bits<F>(patched | sign);
 }
 
-SRTOD_HOST_DEVICE float widen(BFloat16 x) { return bits_to_float(static_cast<uint32_t>(x.x) << 16); }
-
-// Half has 5 exponent bits: scaling by 2^112 moves them to float's 8, subnormals included; infinity and NaN are
-// patched.
-SRTOD_HOST_DEVICE float widen(Half x) {
-  const uint32_t magnitude = (x.x & 0x7fffu) << 13, sign = (x.x & 0x8000u) << 16;
-  const float scaled = bits_to_float(magnitude) * bits_to_float(0x77800000u);
-  const uint32_t patched = magnitude >= 0x0f800000u ? magnitude | 0x7f800000u : float_to_bits(scaled);
-  return bits_to_float(patched | sign);
-}
-
+SRTOD_HOST_DEVICE float widen(BFloat16 x) { return widen_bits<float, uint32_t>(x.x, x); }
+SRTOD_HOST_DEVICE float widen(Half x) { return widen_bits<float, uint32_t>(x.x, x); }
 SRTOD_HOST_DEVICE float widen(float x) { return x; }
 SRTOD_HOST_DEVICE double widen(double x) { return x; }
 

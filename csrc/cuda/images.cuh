@@ -71,12 +71,26 @@ struct Images {
   template <class A>
   __device__ __forceinline__ A difference(int64_t n, uint32_t y, uint32_t x, A& squares) const {
     A sum = 0;
-    each_channel<A>(n, y, x, [&](uint32_t, A rebuilt, A real) {
-      const A d = rebuilt - real;
-      sum += d < A(0) ? -d : d;
-      squares += d * d;
-    });
+    each_channel<A>(n, y, x, [&](uint32_t, A rebuilt, A real) { add_difference(rebuilt - real, sum, squares); });
     return sum / static_cast<A>(channels);
+  }
+
+  // The same of a pixel whose logits are in registers.
+  template <class A>
+  __device__ __forceinline__ A difference(const A (&logits)[3], int64_t n, uint32_t y, uint32_t x, A& squares) const {
+    A sum = 0;
+#pragma unroll
+    for (uint32_t c = 0; c < 3; ++c) {
+      const A real = image.template at<A>(image_strides.at(n, y, x) + c * image_strides.c);
+      add_difference(sigmoid(logits[c]) - real, sum, squares);
+    }
+    return sum / A(3);
+  }
+
+  template <class A>
+  static __device__ __forceinline__ void add_difference(A d, A& sum, A& squares) {
+    sum += d < A(0) ? -d : d;
+    squares += d * d;
   }
 
   // Writes the gradient of a pixel of the reconstruction. `of_difference` = dL/dD, `squared` = 2 dL/dmse / count.

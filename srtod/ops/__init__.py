@@ -10,6 +10,8 @@ from .channel_reweighting import channel_reweighting
 from .dgfe import DGFE, dgfe, dgfe_, dgfe_from_reconstruction
 from .difference_map import difference_map, high_frequency_difference_map, reconstruction_difference
 from .filtration import filtration
+from .reconstruction_tail import reconstruction_tail
+from .sampled_difference_map import sampled_difference_map
 
 __all__ = [
     "DGFE",
@@ -22,6 +24,8 @@ __all__ = [
     "high_frequency_difference_map",
     "is_fused",
     "reconstruction_difference",
+    "reconstruction_tail",
     "reference",
+    "sampled_difference_map",
     "use_reference",
 ]

@@ -50,7 +50,7 @@ def _setup_difference_map(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> 
 @register_autograd("difference_map", _setup_difference_map)
 def _difference_map_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
     reconstruction, image = ctx.saved_tensors
-    return *_backward(ctx.needs_input_grad, grad, None, reconstruction, image, ctx.from_logits, None), None
+    return *images_backward(ctx.needs_input_grad, grad, None, reconstruction, image, ctx.from_logits, None), None
 
 
 def reconstruction_difference(
@@ -100,13 +100,13 @@ def _reconstruction_difference_backward(
     ctx: Any, grad_difference: Tensor | None, grad_mse: Tensor | None
 ) -> tuple[Tensor | None, Tensor | None, None, None]:
     reconstruction, image, valid_size = ctx.saved_tensors
-    gradients = _backward(
+    gradients = images_backward(
         ctx.needs_input_grad, grad_difference, grad_mse, reconstruction, image, ctx.from_logits, valid_size
     )
     return *gradients, None, None
 
 
-def _backward(
+def images_backward(
     needed: tuple[bool, ...],
     grad_difference: Tensor | None,
     grad_mse: Tensor | None,
@@ -115,6 +115,7 @@ def _backward(
     from_logits: bool,
     valid_size: Tensor | None,
 ) -> tuple[Tensor | None, Tensor | None]:
+    """The gradients, if `needed`, of reconstruction and image from those of the difference map and the mean error."""
     backward = torch.ops.srtod._reconstruction_difference_backward
     gradients = (grad_difference, grad_mse)
     grad_reconstruction = grad_image = None
@@ -210,12 +211,23 @@ def check_images(op: str, reconstruction: Tensor, image: Tensor, valid_size: Ten
             f"{op}: image must have the reconstruction's dtype {reconstruction.dtype}"
             f"{' or float32' if half else ''}, got {image.dtype}"
         )
+    check_valid_size(op, image, valid_size)
+
+
+def check_valid_size(op: str, image: Tensor, valid_size: Tensor | None) -> None:
+    """The size of the images' valid parts, where it is given, fits the images [N, C, H, W].
+
+    Raises:
+        TypeError: If it is not an int64 tensor.
+        ValueError: If its shape or device does not fit.
+    """
     if valid_size is None:
         return
     if not isinstance(valid_size, Tensor):
         raise TypeError(f"{op}: valid_size must be a torch.Tensor, got {type(valid_size).__name__}")
     if valid_size.dtype != torch.int64:
         raise TypeError(f"{op}: valid_size must be int64, got {valid_size.dtype}")
-    check_shape(op, "valid_size", valid_size, lambda: f"[{shape[0]}, 2], (height, width)", shape[0], 2)
+    batch = image.shape[0]
+    check_shape(op, "valid_size", valid_size, lambda: f"[{batch}, 2], (height, width)", batch, 2)
     if valid_size.device != image.device:
         raise ValueError(f"{op}: valid_size is on {valid_size.device}, but image is on {image.device}")

@@ -8,6 +8,7 @@ whatever the storage type, and each result is rounded once.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -22,8 +23,12 @@ __all__ = [
     "difference_map",
     "filtration",
     "high_frequency_difference_map",
+    "nearest",
+    "nearest_index",
     "primitive",
     "reconstruction_difference",
+    "reconstruction_tail",
+    "sampled_difference_map",
     "step",
     "surrogate_derivative",
     "valid_mask",
@@ -55,6 +60,33 @@ def reconstruction_difference(
     mask = valid_mask(valid_size, image.shape[2], image.shape[3])
     count = mask.sum() * image.shape[1]
     return difference, torch.where(mask, signed.square(), 0).sum() / count
+
+
+def reconstruction_tail(
+    features: Tensor, weight: Tensor, bias: Tensor, image: Tensor, *, valid_size: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Output convolution, difference map, mean squared error and logits. See `srtod.ops.reconstruction_tail`."""
+    dtype = compute_dtype(features.dtype, image.dtype)
+    with torch.autocast(features.device.type, enabled=False):  # it would round the logits to half precision
+        logits = F.conv2d(features.to(dtype), weight.to(dtype), bias.to(dtype), padding=1)
+    logits = logits[..., : image.shape[2], : image.shape[3]].contiguous()
+    difference, mse = reconstruction_difference(logits, image.to(dtype), from_logits=True, valid_size=valid_size)
+    return difference.to(image.dtype), mse, logits
+
+
+def sampled_difference_map(features: Sequence[Tensor], weight: Tensor, bias: Tensor, image: Tensor) -> Tensor:
+    """The difference map at the pixels that a nearest resize takes. See `srtod.ops.sampled_difference_map`."""
+    dtype = compute_dtype(features[0].dtype, image.dtype)
+    weight, bias = weight.to(dtype), bias.to(dtype)
+    taps = 9 // len(features)  # columns of a map that a sample looks at
+    step = image.shape[2] // features[0].shape[2] if taps == 3 else 1
+    with torch.autocast(image.device.type, enabled=False):  # it would round the logits to half precision
+        logits = bias[:, None, None]
+        for k, x in enumerate(features):
+            of_map = weight.flatten(2)[:, :, taps * k : taps * (k + 1)][:, :, None]
+            logits = logits + F.conv2d(x.to(dtype), of_map, stride=(1, step), padding=(0, taps // 2))
+    size = (logits.shape[2], logits.shape[3])
+    return difference_map(logits, nearest(image.to(dtype), size), from_logits=True)
 
 
 def high_frequency_difference_map(
@@ -184,7 +216,7 @@ def _filter(
     dtype = compute_dtype(difference.dtype)
     d, t = difference.to(dtype), threshold.to(dtype)
     if resize == "nearest":  # commutes with the step: look only at the pixels that are kept
-        u = _nearest(d, size) - t
+        u = nearest(d, size) - t
     elif resize == "max":  # the step is monotonic, so the greatest of the steps is the step of the greatest difference
         u = F.adaptive_max_pool2d(d, size) - t
     else:
@@ -199,13 +231,15 @@ def _filter(
 
 def nearest_index(output_size: int, input_size: int, device: torch.device | None = None) -> Tensor:
     """Source index of each output position under `F.interpolate(mode="nearest")`: float32 scale, floor, clamp."""
-    # Python's float division is float64; PyTorch's scale is a float32 division, which rounds once.
-    scale = torch.tensor(input_size, dtype=torch.float32, device=device) / max(output_size, 1)
+    # As the factor of a float32 tensor the scale is rounded to float32. This is the quotient of PyTorch's float32
+    # division, which rounds once: Python's float64 has more than twice the digits, so rounding twice changes nothing.
+    scale = input_size / max(output_size, 1)
     index = (torch.arange(output_size, dtype=torch.float32, device=device) * scale).long()
     return index.clamp(max=input_size - 1)
 
 
-def _nearest(x: Tensor, size: tuple[int, int]) -> Tensor:
+def nearest(x: Tensor, size: tuple[int, int]) -> Tensor:
+    """`F.interpolate(x, size, mode="nearest")` of `[N, C, H, W]`, taking the same pixels in every dtype."""
     if x.dtype == torch.float64:  # F.interpolate would take a float64 scale, and now and then another pixel
         rows = nearest_index(size[0], x.shape[2], x.device)
         columns = nearest_index(size[1], x.shape[3], x.device)

@@ -88,6 +88,34 @@ void test_difference() {
   expect(equals(grad, [](int64_t) { return 1.0f; }), "_reconstruction_difference_backward");
 }
 
+void test_tail() {
+  const auto one = [](int64_t) { return 1.0f; };
+  const Tensor features = make({kBatch, kChannels, kHeight, kWidth}, one), weight = zeros({3, kChannels, 3, 3});
+  const Tensor bias = zeros({3}), image = zeros({kBatch, 3, kHeight, kWidth});  // logits 0, so I_r = 0.5
+  const std::optional<Tensor> everywhere;
+  const auto results = call("reconstruction_tail", 3, features, weight, bias, image, everywhere);
+  expect(equals(results[0], [](int64_t) { return 0.5f; }), "reconstruction_tail: difference");
+  expect(equals(results[1], [](int64_t) { return 0.25f; }), "reconstruction_tail: mse");
+  expect(equals(results[2], [](int64_t) { return 0.0f; }), "reconstruction_tail: logits");
+
+  const Tensor grad = make({kBatch, 3, kHeight, kWidth}, one);
+  const auto grads = call("_output_convolution_backward", 2, grad, features, weight, true, true);
+  expect(equals(grads[0], [](int64_t) { return 0.0f; }), "_output_convolution_backward: features");
+  // A tap counts the pixels whose neighbour at its place exists.
+  const auto pixels = [](int64_t i) {
+    const int64_t dy = i / 3 % 3 - 1, dx = i % 3 - 1;
+    return static_cast<float>(kBatch * (kHeight - (dy != 0)) * (kWidth - (dx != 0)));
+  };
+  expect(equals(grads[1], pixels), "_output_convolution_backward: weight");
+
+  const std::vector<Tensor> maps(3, make({kBatch, kChannels, kHeight, kWidth}, one));  // every row is a sample's
+  const Tensor large = zeros({kBatch, 3, 2 * kHeight, 2 * kWidth});
+  const std::vector<Tensor> nine(9, maps[0]);
+  for (const auto& result : {call("sampled_difference_map", 1, maps, weight, bias, image)[0],
+                             call("sampled_difference_map", 1, nine, weight, bias, large)[0]})
+    expect(result.size(2) == kHeight && equals(result, [](int64_t) { return 0.5f; }), "sampled_difference_map");
+}
+
 void test_filtration() {
   const auto difference_at = [](int64_t i) { return static_cast<float>(i % 3) * 0.25f; };  // below, at, above
   const Tensor difference = make({kBatch, 1, kHeight, kWidth}, difference_at);
@@ -189,6 +217,7 @@ int main(int argc, char** argv) {
     }
   }
   test_difference();
+  test_tail();
   test_filtration();
   test_dgfe();
   test_bad_input();

@@ -6,7 +6,7 @@ modules cannot import each other.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -87,6 +87,16 @@ def _seed() -> None:
     torch.manual_seed(0)
 
 
+@pytest.fixture(autouse=True)
+def _no_tf32() -> Iterator[None]:
+    """float32 is float32 on CUDA too: by default cuDNN's convolutions round their factors to TF32's 10 bits."""
+    cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
+    before = cudnn.allow_tf32, matmul.allow_tf32
+    cudnn.allow_tf32 = matmul.allow_tf32 = False
+    yield
+    cudnn.allow_tf32, matmul.allow_tf32 = before  # not by monkeypatch, which cannot restore `matmul`
+
+
 def lay_out(x: Tensor, layout: str) -> Tensor:
     """The 4-d tensor with other strides and the same values ("expanded": the first sample's, in every sample)."""
     if layout == "channels_last":
@@ -129,7 +139,10 @@ class Case:
 
     def in_float64(self) -> Case:
         """The same case, exactly, in float64: its `specified` results and gradients are those before rounding."""
-        return Case(self.op, {name: x.detach().double() for name, x in self.tensors.items()}, self.options)
+        options = self.options
+        if self.op == "reconstruction_tail":  # whose results are in the image's dtype
+            options = options | {"image": options["image"].double()}
+        return Case(self.op, {name: x.detach().double() for name, x in self.tensors.items()}, options)
 
 
 def _as_tuple(outputs: Tensor | tuple[Tensor | None, ...]) -> tuple[Tensor, ...]:
@@ -203,6 +216,13 @@ def make_case(
         tensors = {"reconstruction": reconstruction, "image": torch.rand(image_shape)}
         tensors = {name: lay_out(x.to(device, dtype), layout) for name, x in tensors.items()}
         return Case(op, tensors, options)
+    if op == "reconstruction_tail":
+        extra = sizes.h % 2  # features beyond the image, of which the convolution sees one row and column
+        features = torch.randn(sizes.batch, sizes.channels, sizes.H + extra, sizes.W + 2 * extra)
+        weight, bias = torch.randn(3, sizes.channels, 3, 3) / (3 * sizes.channels**0.5), torch.randn(3) * 0.3
+        options["image"] = lay_out(torch.rand(sizes.batch, 3, sizes.H, sizes.W).to(device, dtype), layout)
+        tensors = {"features": lay_out(features.to(device, dtype), layout)}
+        return Case(op, tensors | {"weight": weight.to(device, dtype), "bias": bias.to(device, dtype)}, options)
     tensors = {}
     if op in ("channel_reweighting", "dgfe", "dgfe_from_reconstruction"):
         features = torch.randn(sizes.batch, sizes.channels, sizes.h, sizes.w).to(device, dtype)

@@ -15,10 +15,12 @@ from srtod.ops.surrogate import RESIZES, SURROGATES
 
 IMAGES = {"reconstruction": (2, 3, 8, 12), "image": (2, 3, 8, 12)}
 MLP = {"weight1": (4, 16), "bias1": (4,), "weight2": (16, 4), "bias2": (16,)}
+TAIL = {"features": (2, 16, 8, 12), "weight": (3, 16, 3, 3), "bias": (3,), "image": (2, 3, 8, 12)}
 FILTER = {"difference": (2, 1, 8, 12), "threshold": ()}
 ARGUMENTS: dict[str, dict[str, Any]] = {
     "difference_map": IMAGES,
     "reconstruction_difference": IMAGES,
+    "reconstruction_tail": TAIL,
     "filtration": {**FILTER, "size": (2, 3)},
     "channel_reweighting": {"features": (2, 16, 4, 6), **MLP},
     "dgfe": {"features": (2, 16, 4, 6), **FILTER, **MLP},
@@ -51,6 +53,16 @@ def test_good_arguments_are_accepted(op: str, device: str) -> None:
         ),
         ("difference_map", "image", (2, 1, 8, 12), r"reconstruction must have shape \[2, 1, 8, 12\]"),
         ("reconstruction_difference", "reconstruction", (2, 3, 8, 11), r"must have shape \[2, 3, 8, 12\], the image's"),
+        ("reconstruction_tail", "features", (16, 8, 12), r"features must have shape \[N, C, H, W\], got \[16, 8, 12\]"),
+        ("reconstruction_tail", "features", (2, 16, 8, 0), r"features must .* at least one element"),
+        ("reconstruction_tail", "features", (2, 15, 8, 12), r"weight must have shape \[3, 15, 3, 3\] for 15 channels"),
+        ("reconstruction_tail", "features", (2, 16, 7, 12), r"image must be no larger than the features \[7, 12\]"),
+        ("reconstruction_tail", "weight", (1, 16, 3, 3), r"weight must have shape \[3, 16, 3, 3\]"),
+        ("reconstruction_tail", "weight", (3, 16, 1, 1), r"weight must have shape \[3, 16, 3, 3\]"),
+        ("reconstruction_tail", "bias", (1,), r"bias must have shape \[3\], got \[1\]"),
+        ("reconstruction_tail", "image", (2, 1, 8, 12), r"image must have shape \[2, 3, H, W\], the features' batch"),
+        ("reconstruction_tail", "image", (1, 3, 8, 12), r"image must have shape \[2, 3, H, W\], the features' batch"),
+        ("reconstruction_tail", "image", (2, 3, 9, 12), r"image must be no larger than the features \[8, 12\]"),
         ("filtration", "difference", (2, 3, 8, 12), r"difference must have shape \[N, 1, H, W\], got \[2, 3, 8, 12\]"),
         ("filtration", "difference", (8, 12), r"difference must have shape \[N, 1, H, W\], got \[8, 12\]"),
         ("filtration", "difference", (2, 1, 8, 0), r"difference must .* at least one element in every dimension but N"),
@@ -210,7 +222,7 @@ def test_half_images_differ_in_kind(device: str) -> None:
         ([[8, 12], [8, 12]], TypeError, "valid_size must be a torch.Tensor, got list"),
     ],
 )
-@pytest.mark.parametrize("op", ["reconstruction_difference", "dgfe_from_reconstruction"])
+@pytest.mark.parametrize("op", ["reconstruction_difference", "reconstruction_tail", "dgfe_from_reconstruction"])
 def test_valid_size(op: str, valid_size: Any, error: type[Exception], message: str, device: str) -> None:
     if isinstance(valid_size, Tensor) and valid_size.device.type != "meta":
         valid_size = valid_size.to(device)
@@ -287,10 +299,13 @@ def raw_calls(device: str) -> dict[str, list[Any]]:
     valid_size = torch.full((8, 2), 5, device=device)
     kept, grad = [rand(8, 1, 4, 4), *pooled], rand(8, 2, 4, 4)
     options = [False, valid_size]
+    tail = [rand(8, 2, 8, 8), rand(3, 2, 3, 3), rand(3)]
     return {
         "difference_map": [*images, False],
         "reconstruction_difference": [*images, False, valid_size],
         "_reconstruction_difference_backward": [rand(8, 1, 8, 8), rand(), *images, False, valid_size],
+        "reconstruction_tail": [*tail, rand(8, 3, 8, 7), valid_size],
+        "_output_convolution_backward": [rand(8, 3, 8, 7), *tail[:2], True, True],
         "filtration": [difference, threshold, 4, 4, 0, 2, 9.0],
         "_filtration_backward": [rand(8, 1, 4, 4), difference, threshold, 0, 2, 9.0],
         "channel_reweighting": [features, *mlp],
@@ -344,6 +359,13 @@ def test_raw_ops_survive_wrong_tensors(op: str, device: str) -> None:
         ("reconstruction_difference", 3, (7, 2), r"expected valid_size int64 \[N, 2\]"),
         ("_reconstruction_difference_backward", 0, (8, 1, 8, 7), r"expected a gradient \[N, 1, H, W\]"),
         ("_reconstruction_difference_backward", 1, (2,), "expected a gradient of one element"),
+        ("reconstruction_tail", 0, (8, 2, 8), r"expected features \[N, C, h, w\]"),
+        ("reconstruction_tail", 0, (8, 3, 8, 8), r"expected weight \[3, C, 3, 3\] and bias \[3\]"),
+        ("reconstruction_tail", 2, (2,), r"expected weight \[3, C, 3, 3\] and bias \[3\]"),
+        ("reconstruction_tail", 3, (8, 3, 8, 9), r"expected an image \[N, 3, H, W\] no larger than the features"),
+        ("reconstruction_tail", 3, (7, 3, 8, 8), r"expected valid_size int64 \[N, 2\]"),
+        ("_output_convolution_backward", 0, (8, 3, 9, 8), r"expected a gradient \[N, 3, H, W\] of the logits"),
+        ("_output_convolution_backward", 2, (3, 2, 3, 4), r"expected weight \[3, C, 3, 3\]"),
         ("filtration", 0, (8, 2, 8, 8), r"expected difference \[N, 1, H, W\] and a size, neither empty"),
         ("filtration", 1, (2,), "expected a threshold of one element"),
         ("_filtration_backward", 0, (7, 1, 4, 4), r"expected a gradient \[N, 1, h, w\]"),

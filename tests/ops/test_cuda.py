@@ -24,6 +24,7 @@ DEVICE = "cuda"
 OPS = [
     "difference_map",
     "reconstruction_difference",
+    "reconstruction_tail",
     "filtration",
     "channel_reweighting",
     "dgfe",

@@ -48,6 +48,7 @@ def assert_same_nearest_index(input_size: tuple[int, int], output_size: tuple[in
     expected.sum().backward()
     assert torch.equal(ours.grad, theirs.grad), (input_size, output_size)
     assert torch.equal(ops.filtration(pattern.double(), half, output_size, resize="nearest"), result.double())
+    assert torch.equal(reference.nearest(pattern.double(), output_size), expected.double())
 
 
 def test_nearest_index_of_all_small_sizes(device: str) -> None:

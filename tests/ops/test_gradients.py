@@ -60,6 +60,19 @@ def test_gradcheck_of_difference_maps(from_logits: bool, kit: Any, layout: str, 
     )
 
 
+def test_gradcheck_of_reconstruction_tail(kit: Any, layout: str, device: str) -> None:
+    features = kit.lay_out(torch.randn(2, 5, 5, 6, device=device).double(), layout)
+    weight, bias = torch.randn(3, 5, 3, 3, device=device).double() * 0.1, torch.randn(3, device=device).double()
+    # Half of the values lie 0.2 above, half below their logits' sigmoid: away from the kink of |.|
+    rebuilt = reference.reconstruction_tail(features, weight, bias, features[:, :3, :4, :5])[2].sigmoid()
+    sign = torch.randint(0, 2, rebuilt.shape).to(rebuilt) * 2 - 1
+    image = kit.lay_out((rebuilt + 0.2 * sign).clamp(0, 1), layout)
+    valid_size = torch.tensor([[4, 3], [2, 5]], device=device)
+    inputs = leaves(features, weight, bias, image)
+    assert gradcheck(lambda *args: ops.reconstruction_tail(*args, valid_size=valid_size), inputs)
+    assert gradcheck(lambda *args: ops.reconstruction_tail(*args)[0], inputs)
+
+
 def test_gradcheck_of_channel_reweighting(kit: Any, layout: str, device: str) -> None:
     features = kit.lay_out(distinct(2, 6, 3, 4, device=device), layout)
     assert gradcheck(ops.channel_reweighting, leaves(features, *smooth_mlp(6, 4, device)))
@@ -191,6 +204,7 @@ def test_threshold_gradient_keeps_its_precision_over_many_pixels(resize: str, de
     [
         "difference_map",
         "reconstruction_difference",
+        "reconstruction_tail",
         "filtration",
         "channel_reweighting",
         "dgfe",

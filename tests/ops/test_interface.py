@@ -19,6 +19,8 @@ from srtod.ops.channel_reweighting import channel_reweighting
 from srtod.ops.dgfe import DGFE, dgfe, dgfe_, dgfe_from_reconstruction
 from srtod.ops.difference_map import difference_map, reconstruction_difference
 from srtod.ops.filtration import filtration
+from srtod.ops.reconstruction_tail import reconstruction_tail
+from srtod.ops.sampled_difference_map import sampled_difference_map
 
 NAMES = {
     "DGFE",
@@ -31,7 +33,9 @@ NAMES = {
     "high_frequency_difference_map",
     "is_fused",
     "reconstruction_difference",
+    "reconstruction_tail",
     "reference",
+    "sampled_difference_map",
     "use_reference",
 }
 
@@ -58,10 +62,13 @@ def test_public_names() -> None:
         assert getattr(srtod.ops, name) is getattr(ops, name)
     # module and function share a name, as torchvision's roi_align
     of_dgfe = (DGFE, dgfe, dgfe_, dgfe_from_reconstruction)
-    for function in (channel_reweighting, *of_dgfe, difference_map, reconstruction_difference, filtration):
+    of_images = (difference_map, reconstruction_difference, reconstruction_tail, sampled_difference_map)
+    for function in (channel_reweighting, *of_dgfe, *of_images, filtration):
         assert getattr(srtod.ops, function.__name__) is function
         assert function.__doc__
-    for module in ("dgfe", "filtration", "difference_map", "channel_reweighting", "reference", "surrogate"):
+    with_a_function = ("dgfe", "filtration", "difference_map", "channel_reweighting")
+    of_reconstruction = ("reconstruction_tail", "sampled_difference_map")
+    for module in (*with_a_function, *of_reconstruction, "reference", "surrogate"):
         assert importlib.import_module(f"srtod.ops.{module}").__name__ == f"srtod.ops.{module}"
 
 

@@ -30,6 +30,7 @@ def size_strategy(kit: Any) -> st.SearchStrategy[Any]:
     [
         "difference_map",
         "reconstruction_difference",
+        "reconstruction_tail",
         "filtration",
         "channel_reweighting",
         "dgfe",
@@ -48,8 +49,8 @@ def test_agrees_with_the_reference(op: str, kit: Any, device: str) -> None:
             options["alpha"] = data.draw(st.none() | st.floats(0.5, 200))
         if op in ("difference_map", "reconstruction_difference", "dgfe_from_reconstruction"):
             options["from_logits"] = data.draw(st.booleans()) and options.get("surrogate") != "rect"  # it has edges
-            if op != "difference_map":
-                options["valid_size"] = data.draw(st.sampled_from([None, True]))
+        if op in ("reconstruction_difference", "reconstruction_tail", "dgfe_from_reconstruction"):
+            options["valid_size"] = data.draw(st.sampled_from([None, True]))
         sizes, dtype, layout = data.draw(size_strategy(kit)), data.draw(half_or_more), data.draw(layouts)
         kit.assert_agrees(kit.case(op, sizes, dtype, device, layout, **options))
 

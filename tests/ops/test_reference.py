@@ -16,6 +16,8 @@ CALLS: dict[str, tuple[str, dict[str, Any]]] = {
     "difference_map_logits": ("difference_map", {"from_logits": True}),
     "reconstruction_difference": ("reconstruction_difference", {}),
     "reconstruction_difference_logits_valid": ("reconstruction_difference", {"from_logits": True, "valid_size": True}),
+    "reconstruction_tail": ("reconstruction_tail", {}),
+    "reconstruction_tail_valid": ("reconstruction_tail", {"valid_size": True}),
     "filtration": ("filtration", {}),
     "channel_reweighting": ("channel_reweighting", {}),
     "dgfe": ("dgfe", {}),
@@ -68,6 +70,31 @@ def test_half_reconstruction_beside_float32_image(
 
 
 @pytest.mark.parametrize("half", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("narrowed", ["features", "parameters", "image", "features and image"])
+def test_reconstruction_tail_with_mixed_dtypes(
+    narrowed: str, half: torch.dtype, kit: Any, native_layout: str, device: str
+) -> None:
+    case = kit.case("reconstruction_tail", kit.sizes["even"], device=device, layout=native_layout)
+    if "features" in narrowed:
+        case.tensors["features"] = case.tensors["features"].to(half)
+    if "image" in narrowed:
+        case.options["image"] = case.options["image"].to(half)
+    if narrowed == "parameters":
+        case.tensors |= {name: case.tensors[name].to(half) for name in ("weight", "bias")}
+    kit.assert_agrees(case)
+
+
+@pytest.mark.parametrize("channels", [31, 32, 33, 64, 65, 96, 128])
+def test_reconstruction_tail_of_many_widths_and_channels(
+    channels: int, kit: Any, dtype: torch.dtype, native_layout: str, device: str
+) -> None:
+    """Around what kernels take at once: channels, and pixels of a row."""
+    for height, width in ((3, 2), (17, 31), (33, 33), (14, 49), (2, 287), (1, 290)):
+        sizes = kit.new_sizes(2, channels, height, 1, height, width, 1)
+        kit.assert_agrees(kit.case("reconstruction_tail", sizes, dtype, device, native_layout))
+
+
+@pytest.mark.parametrize("half", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("widened", ["difference", "mlp", "threshold", "features"])
 def test_dgfe_with_mixed_dtypes(widened: str, half: torch.dtype, kit: Any, native_layout: str, device: str) -> None:
     case = kit.case("dgfe", kit.sizes["odd"], half, device, native_layout)
@@ -82,6 +109,7 @@ def test_only_the_gradients_asked_for(kit: Any, device: str) -> None:
     for op in (
         "difference_map",
         "reconstruction_difference",
+        "reconstruction_tail",
         "filtration",
         "channel_reweighting",
         "dgfe",
@@ -104,7 +132,7 @@ def test_only_the_gradients_asked_for(kit: Any, device: str) -> None:
 
 
 @pytest.mark.parametrize("used", [0, 1])
-@pytest.mark.parametrize("op", ["reconstruction_difference", "dgfe_from_reconstruction"])
+@pytest.mark.parametrize("op", ["reconstruction_difference", "reconstruction_tail", "dgfe_from_reconstruction"])
 def test_one_of_two_results_used(op: str, used: int, kit: Any, device: str) -> None:
     case = kit.case(op, device=device, valid_size=True).require_grad()
     exact = case.in_float64().require_grad()

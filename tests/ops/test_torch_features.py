@@ -35,10 +35,22 @@ def sample_calls(
     map_grad, mse_grad = torch.randn_like(image[:, :1]), torch.tensor(0.5, device=device)
     maps_grad = torch.randn_like(features)
     images = (reconstruction, image)
+    tail = kit.case("reconstruction_tail", kit.new_sizes(2, 6, 5, 7, 20, 26, 3), dtype, device, layout)
+    wide, weight, bias = tail.tensors.values()
+    logits_grad = torch.randn(2, 3, 20, 26, device=device)
     return {
         "difference_map": (reconstruction, image, True),
         "reconstruction_difference": (reconstruction, image, False, valid_size),
         "_reconstruction_difference_backward": (map_grad, mse_grad, reconstruction, image, False, valid_size),
+        "reconstruction_tail": (
+            wide,
+            weight,
+            bias,
+            tail.options["image"],
+            torch.tensor([[20, 13], [7, 26]], device=device),
+        ),
+        "_output_convolution_backward": (logits_grad, wide, weight, True, True),
+        "sampled_difference_map": ([wide[:, :, ::4, ::4]] * 9, weight, bias, tail.options["image"]),
         "filtration": (difference, threshold, 5, 7, 3, 2, 40.0),
         "_filtration_backward": (filter_grad, difference, threshold, 1, 3, 40.0),
         "channel_reweighting": (features, *mlp),
@@ -65,6 +77,9 @@ def test_all_ops_are_sampled(kit: Any, device: str) -> None:
         "difference_map",
         "reconstruction_difference",
         "_reconstruction_difference_backward",
+        "reconstruction_tail",
+        "_output_convolution_backward",
+        "sampled_difference_map",
         "filtration",
         "_filtration_backward",
         "channel_reweighting",
@@ -77,7 +92,7 @@ def test_all_ops_are_sampled(kit: Any, device: str) -> None:
     ],
 )
 def test_opcheck(op: str, kit: Any, native_layout: str, device: str) -> None:
-    differentiable = not op.endswith(("_backward", "_"))
+    differentiable = not op.endswith(("_backward", "_")) and op != "sampled_difference_map"
     for dtype in (torch.float32, torch.bfloat16):
         args = sample_calls(kit, native_layout, device, dtype=dtype)[op]
         if differentiable and dtype == torch.float32:
@@ -98,6 +113,13 @@ def test_opcheck_without_optional_arguments(kit: Any, device: str) -> None:
     torch.library.opcheck(backward, (None, mse_grad, reconstruction, image, True, None))
     torch.library.opcheck(backward, (map_grad, None, reconstruction, image, True, None))
     torch.library.opcheck(torch.ops.srtod._dgfe_backward, (*calls["_dgfe_backward"][:-1], False))
+    torch.library.opcheck(torch.ops.srtod.reconstruction_tail, (*calls["reconstruction_tail"][:-1], None))
+    convolution_backward, (*args, _, _) = (
+        torch.ops.srtod._output_convolution_backward,
+        calls["_output_convolution_backward"],
+    )
+    for wanted in ((True, False), (False, True)):
+        torch.library.opcheck(convolution_backward, (*args, *wanted))
     features, *others = calls["dgfe_from_reconstruction"]
     others[8:10] = (None, False)  # valid_size, with_mse
     torch.library.opcheck(torch.ops.srtod.dgfe_from_reconstruction, (features.clone().requires_grad_(), *others))
@@ -116,7 +138,10 @@ def street(reconstruction: Tensor, image: Tensor, features: Tensor, module: ops.
     again, error = ops.dgfe_from_reconstruction(features, reconstruction, image, module.threshold, *mlp)
     inferred, _ = ops.dgfe_from_reconstruction(features, reconstruction, image, module.threshold, *mlp, with_mse=False)
     enhanced = enhanced * weights + again - 0.5 * inferred
-    return enhanced.square().mean() + mse + mask.mean() + error
+    tail = (reconstruction[:, :1] * 2, module.fc1.weight[:3, :9].reshape(3, 1, 3, 3), module.fc2.bias[:3], image)
+    tail_difference, tail_mse, logits = ops.reconstruction_tail(*tail)
+    loss = enhanced.square().mean() + mse + mask.mean() + error
+    return loss + tail_difference.mean() + tail_mse + 0.1 * logits.mean()
 
 
 def street_inputs(kit: Any, batch: int, side: int, layout: str, device: str) -> tuple[Tensor, Tensor, Tensor]:
@@ -148,7 +173,7 @@ def test_compile_with_dynamic_shapes(kit: Any, native_layout: str, device: str) 
         inputs = street_inputs(kit, batch, side, native_layout, device)
         torch.testing.assert_close(gradients(compiled, inputs, module), gradients(street, inputs, module))
     public = ("reconstruction_difference", "dgfe", "difference_map", "filtration", "channel_reweighting")
-    for op in (*public, "dgfe_from_reconstruction"):
+    for op in (*public, "dgfe_from_reconstruction", "reconstruction_tail"):
         assert f"srtod.{op}" in targets or f"srtod.{op}.default" in targets, targets
 
 
@@ -248,3 +273,19 @@ def test_autocast_around_convolutions(kit: Any, device: str) -> None:
     assert (features.dtype, difference.dtype, enhanced.dtype) == (torch.bfloat16, torch.float32, torch.bfloat16)
     (enhanced.float().mean() + mse).backward()
     assert module.weight.grad.abs().sum() > 0
+
+
+def test_autocast_around_the_tail(kit: Any, device: str) -> None:
+    """bfloat16 features beside float32 parameters and image: everything behind the features is in float32."""
+    decoder = torch.nn.Conv2d(3, 32, 3, padding=1).to(device)
+    output = torch.nn.Conv2d(32, 3, 3, padding=1).to(device)
+    image = torch.rand(1, 3, 16, 20, device=device)
+    with torch.autocast(device, torch.bfloat16):
+        features = decoder(image)
+        difference, mse, logits = ops.reconstruction_tail(features, output.weight, output.bias, image)
+        expected = ops.reference.reconstruction_tail(features, output.weight, output.bias, image)
+    assert features.dtype == torch.bfloat16
+    assert difference.dtype == mse.dtype == logits.dtype == torch.float32
+    torch.testing.assert_close((difference, mse, logits), expected)
+    (difference.mean() + mse).backward()
+    assert all(x.grad.dtype == x.dtype and x.grad.abs().sum() > 0 for x in (decoder.weight, output.weight, output.bias))
