@@ -92,6 +92,17 @@ def test_a_turned_picture_is_turned_back_as_its_file_is(predictor: srtod.Predict
     assert_same(predictor(tmp_path / "a.png"), predictor(pixels(48, 64).flip(1).transpose(1, 2)))
 
 
+@pytest.mark.parametrize(("height", "width"), [(1, 1), (1, 70), (33, 2), (31, 45)])
+def test_an_image_may_be_of_any_size(predictor: srtod.Predictor, tmp_path: Path, height: int, width: int) -> None:
+    image = pixels(height, width)
+    F.to_pil_image(image).save(tmp_path / "a.png")
+    found = predictor(tmp_path / "a.png")
+    assert_same(found, predictor(image))
+    assert (found["boxes"] >= 0).all()
+    assert (found["boxes"] <= torch.tensor([width, height, width, height])).all()
+    assert predictor.reconstruct(image / 255).reconstruction.shape == (3, height, width)
+
+
 def test_stream_takes_images_as_it_goes(predictor: srtod.Predictor) -> None:
     taken = []
 
@@ -121,7 +132,10 @@ def test_autocast_computes_in_half_precision(checkpoint: Path, predictor: srtod.
     half = srtod.Predictor(checkpoint, "cpu", autocast=torch.bfloat16)
     assert not torch.equal(half(image)["scores"], predictor(image)["scores"])
     torch.testing.assert_close(half(image)["scores"], predictor(image)["scores"], atol=0.02, rtol=0)
-    assert half.reconstruct(image).reconstruction.dtype == torch.bfloat16
+    coarse, fine = (each.reconstruct(image).reconstruction for each in (half, predictor))
+    assert coarse.dtype == torch.float32  # from the logits on
+    assert not torch.equal(coarse, fine)
+    torch.testing.assert_close(coarse, fine, atol=0.02, rtol=0)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -145,6 +159,8 @@ def test_auto_is_the_gpu_and_results_come_back(checkpoint: Path) -> None:
         ([pixels(), pixels().short()], TypeError, "images[1] must be a floating-point tensor"),
         ([pixels(), pixels().float()], ValueError, "images[1] must be un-normalised, with values in [0, 1]"),
         (pixels()[:1], ValueError, "images[0] must be an RGB image [3, H, W] with at least one pixel, got [1, 48, 64]"),
+        (pixels()[:1], ValueError, "it looks grey: image.expand(3, -1, -1) makes it RGB"),
+        (pixels()[0], ValueError, "got [48, 64]; it looks grey: image.expand(3, -1, -1) makes it RGB"),
         (pixels()[None], ValueError, "got [1, 3, 48, 64]"),
         ([Image.new("F", (4, 4))], ValueError, "images[0] cannot be read (floating-point pixels"),
         ("absent.png", FileNotFoundError, "the image absent.png does not exist"),

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import ExifTags, Image, ImageOps
+from PIL import ExifTags, Image, ImageFile, ImageOps
+from PIL.TiffImagePlugin import TiffImageFile
 from torch import Tensor
 
 __all__ = ["SUFFIXES", "ImageError", "decode_picture", "image_size", "list_images", "read_image"]
@@ -32,15 +33,18 @@ def read_image(path: str | os.PathLike[str]) -> Tensor:
         ImageError: if the file is not an image, is truncated, or holds values without a known range (32-bit, float).
     """
     with _opened(path) as picture:
+        # Otherwise Pillow maps what it can into memory, and a grey TIFF with an orientation comes out torn.
+        picture.filename = ""
         return decode_picture(picture)
 
 
 def decode_picture(picture: Image.Image) -> Tensor:
     """A Pillow picture as float32 [3, H, W] in [0, 1], RGB.
 
-    Grey is repeated to three channels; 16-bit grey is divided by 65535; palette and CMYK images are converted to RGB;
-    transparency is dropped, as OpenCV and most detection code do; the EXIF orientation is applied, as every viewer
-    does. Pillow decodes, because torchvision needs it anyway and its modes tell all of these apart.
+    Grey is repeated to three channels; 16-bit grey is divided by 65535, so that a sensor's 12 or 14 bits come out dark
+    and want to be stretched before; of 16-bit colours Pillow reads the upper 8 bits; palette and CMYK images are
+    converted to RGB; transparency is dropped, as OpenCV and most detection code do; the EXIF orientation is applied, as
+    every viewer does. Pillow decodes, because torchvision needs it anyway and its modes tell all of these apart.
 
     Raises:
         ValueError: if the pixels have no known range (32-bit, float).
@@ -68,6 +72,8 @@ def image_size(path: str | os.PathLike[str]) -> tuple[int, int]:
         # Not file.getexif(): for PNG that decodes the pixels, to find what may stand behind them.
         turned = Image.Image.getexif(file).get(ExifTags.Base.Orientation) in _TURNED
         width, height = file.size
+        if isinstance(file, TiffImageFile):  # of which Pillow gives the size as turned
+            width, height = (int(file.tag_v2[tag]) for tag in (ExifTags.Base.ImageWidth, ExifTags.Base.ImageLength))
     return (height, width) if turned else (width, height)
 
 
@@ -82,7 +88,7 @@ def list_images(folder: str | os.PathLike[str]) -> list[Path]:
 
 
 @contextmanager
-def _opened(path: str | os.PathLike[str]) -> Iterator[Image.Image]:
+def _opened(path: str | os.PathLike[str]) -> Iterator[ImageFile.ImageFile]:
     """An image file, with an error that names it where it cannot be opened or read inside."""
     try:
         with Image.open(path) as file:

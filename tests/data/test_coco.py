@@ -402,15 +402,33 @@ def test_exif_orientation_is_applied(tmp_path: Path) -> None:
     np.testing.assert_allclose(image[0].numpy(), np.rot90(RAMP, -1), atol=0.6 / 255)
 
 
-@pytest.mark.parametrize("suffix", ["png", "jpg", "tif", "webp"])
-@pytest.mark.parametrize("orientation", [1, 3, 6])
-def test_image_size_is_that_of_the_decoded_image(tmp_path: Path, suffix: str, orientation: int) -> None:
+@pytest.mark.parametrize("orientation", [1, 3, 6, 8])
+@pytest.mark.parametrize(
+    ("suffix", "mode", "options"),
+    [
+        ("png", "L", {}),
+        ("png", "I;16", {}),
+        ("jpg", "L", {}),
+        ("webp", "L", {}),
+        *(("tif", mode, {}) for mode in ("L", "I;16", "RGB", "RGBA")),
+        *(("tif", mode, {"compression": "tiff_lzw"}) for mode in ("L", "I;16", "RGB")),
+    ],
+)
+def test_a_turned_image_is_turned_back_and_its_size_too(
+    tmp_path: Path, suffix: str, mode: str, options: dict[str, str], orientation: int
+) -> None:
     exif = Image.Exif()
     exif[0x0112] = orientation
-    path = tmp_path / f"a.{suffix}"
-    grey8().save(path, exif=exif)
-    width, height = image_size(path)
-    assert read_image(path).shape == (3, height, width)
+    levels = (RAMP * 65535).round().astype(np.uint16)
+    picture = Image.fromarray(levels) if mode == "I;16" else grey8().convert(mode)
+    picture.save(tmp_path / f"a.{suffix}", exif=exif, **options)
+    image = read_image(tmp_path / f"a.{suffix}")
+    turned = np.rot90(RAMP, {1: 0, 3: 2, 6: -1, 8: 1}[orientation])
+    width, height = image_size(tmp_path / f"a.{suffix}")
+    assert image.shape == (3, height, width) == (3, *turned.shape)
+    if suffix in ("png", "tif"):  # without loss
+        for channel in image:
+            np.testing.assert_allclose(channel.numpy(), turned, atol=0.6 / 255)
 
 
 def test_image_size_reads_the_header_alone(tmp_path: Path) -> None:
