@@ -72,12 +72,16 @@ class ReconstructingBackbone(nn.Module):
         self.loss: Tensor | None = None
 
     def forward(self, batch: Tensor) -> OrderedDict[str, Tensor]:
-        """Maps the normalised batch `[N, 3, H, W]` to the pyramid, and keeps the reconstruction loss."""
+        """Maps the normalised batch `[N, 3, H, W]` to the pyramid; in training, keeps the reconstruction loss."""
         features = self.backbone(batch)
         finest = next(iter(features))
         image, image_sizes = self.transform.image, self.transform.image_sizes
-        features[finest], output = self.self_reconstruction(features[finest], image, image_sizes)
-        self.transform.image, self.loss = None, output.loss
+        if self.training:
+            features[finest], output = self.self_reconstruction(features[finest], image, image_sizes)
+            self.loss = output.loss
+        else:
+            features[finest] = self.self_reconstruction.enhance(features[finest], image, image_sizes)
+        self.transform.image = None
         return features
 
 

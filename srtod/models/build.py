@@ -67,6 +67,7 @@ class SelfReconstructionOptions(TypedDict, total=False):
     enhancement: str
     difference: str
     cutoff: float
+    recompute: bool
 
 
 def build_detector(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -22,20 +23,29 @@ def check_unit_range(image: Tensor, name: str) -> None:
     if image.device.type != "cpu" or image.numel() == 0 or torch.compiler.is_compiling():
         return
     low, high = (float(bound) for bound in image.detach().aminmax())
-    if not (low >= -1e-3 and high <= 1 + 1e-3):  # resampling may overshoot a little; written so that NaN fails
+    if not (math.isfinite(low) and math.isfinite(high)):
+        raise ValueError(
+            f"{name} must be un-normalised, with values in [0, 1], got NaN or infinity; look for a division by zero "
+            f"or a damaged file where it comes from"
+        )
+    if not (low >= -1e-3 and high <= 1 + 1e-3):  # resampling may overshoot a little
         raise ValueError(
             f"{name} must be un-normalised, with values in [0, 1], got values from {low:.4g} to {high:.4g}; "
             f"divide 8-bit values by 255 and leave the normalisation to the detector"
         )
 
 
-def check_images(images: Sequence[Tensor]) -> None:
+def check_images(images: Any) -> None:
     """Checks RGB images `[3, H, W]` with floating-point values in [0, 1].
 
     Raises:
-        TypeError: if an image is not a floating-point tensor.
+        TypeError: if they are no sequence, or an image is not a floating-point tensor.
         ValueError: if the list is empty, or an image has another shape, no pixels or values outside [0, 1].
     """
+    if isinstance(images, Tensor) and images.dim() < 4:
+        raise ValueError(f"images must be a list of images [3, H, W], got one {list(images.shape)}; pass [image]")
+    if not isinstance(images, Sequence | Tensor):
+        raise TypeError(f"images must be a list of images [3, H, W], got {type(images).__name__}")
     if len(images) == 0:
         raise ValueError("images is empty; give at least one image [3, H, W]")
     for index, image in enumerate(images):
@@ -50,14 +60,27 @@ def check_image(image: Any, name: str) -> None:
         ValueError: if it has another shape, no pixels or values outside [0, 1].
     """
     if not isinstance(image, Tensor) or not image.is_floating_point():
-        found = image.dtype if isinstance(image, Tensor) else type(image).__name__
+        found, first = (image.dtype, "") if isinstance(image, Tensor) else (type(image).__name__, "to_image and ")
         raise TypeError(
-            f"{name} must be a floating-point tensor with values in [0, 1], got {found}; convert it with "
-            f"torchvision.transforms.v2.functional.to_dtype(image, torch.float32, scale=True)"
+            f"{name} must be a floating-point tensor with values in [0, 1], got {found}; convert it with {first}"
+            f"to_dtype(image, torch.float32, scale=True) of torchvision.transforms.v2.functional"
         )
     if image.dim() != 3 or image.shape[0] != 3 or image.numel() == 0:
-        raise ValueError(f"{name} must be an RGB image [3, H, W] with at least one pixel, got {list(image.shape)}")
+        raise ValueError(
+            f"{name} must be an RGB image [3, H, W] with at least one pixel, got {list(image.shape)}{_rgb_cure(image)}"
+        )
     check_unit_range(image, name)
+
+
+def _rgb_cure(image: Tensor) -> str:
+    """How an image of another shape becomes `[3, H, W]`, as the end of a sentence; empty where that cannot be told."""
+    if image.dim() == 2 or (image.dim() == 3 and image.shape[0] == 1):
+        return "; it looks grey: image.expand(3, -1, -1) makes it RGB"
+    if image.dim() == 3 and image.shape[0] == 4:
+        return "; it looks like RGBA: image[:3] drops the transparency"
+    if image.dim() == 3 and image.shape[2] == 3:
+        return "; its channels are last: image.permute(2, 0, 1) puts them first"
+    return "; it looks like a batch: list(image) has its images" if image.dim() == 4 else ""
 
 
 def check_targets(targets: Sequence[dict[str, Any]] | None, images: Sequence[Tensor], num_classes: int) -> None:

@@ -51,7 +51,8 @@ class Detector(nn.Module):
         neck: maps those to the feature pyramid, an ordered dictionary with the finest level first.
         head: `head(batch, features, targets) -> (detections, losses)`, see `srtod.models.heads`.
         num_classes: number of classes, background included.
-        self_reconstruction: enhances the finest level of the pyramid; None for the plain detector.
+        self_reconstruction: enhances the finest level of the pyramid; None for the plain detector. In evaluation mode
+            its `enhance` is called rather than its forward, for whose hooks nothing happens then.
     """
 
     def __init__(
@@ -94,13 +95,16 @@ class Detector(nn.Module):
         check_images(images)
         if self.training:
             check_targets(targets, images, self.num_classes)
-        batch, pixels, targets = self.transform(images, targets if self.training else None)
+        batch, pixels, targets = self.transform(self._cast(images), targets if self.training else None)
         features = self.neck(self.backbone(batch.tensors))
         reconstruction_loss = {}
         if self.self_reconstruction is not None:
             finest = next(iter(features))
-            features[finest], output = self.self_reconstruction(features[finest], pixels, batch.image_sizes)
-            reconstruction_loss["loss_reconstruction"] = output.loss
+            if self.training:
+                features[finest], output = self.self_reconstruction(features[finest], pixels, batch.image_sizes)
+                reconstruction_loss["loss_reconstruction"] = output.loss
+            else:
+                features[finest] = self.self_reconstruction.enhance(features[finest], pixels, batch.image_sizes)
         detections, losses = self.head(batch, features, targets)
         if self.training:
             return losses | reconstruction_loss
@@ -122,7 +126,7 @@ class Detector(nn.Module):
         if self.training:
             raise RuntimeError("reconstruct works in evaluation mode; call eval() first")
         check_images(images)
-        batch, pixels, _ = self.transform(images)
+        batch, pixels, _ = self.transform(self._cast(images))
         features = next(iter(self.neck(self.backbone(batch.tensors)).values()))
         size = (features.shape[-2], features.shape[-1])
         before = _strength(features)  # measured first: the enhancement may overwrite the features
@@ -147,6 +151,11 @@ class Detector(nn.Module):
                 )
             )
         return results
+
+    def _cast(self, images: Sequence[Tensor]) -> list[Tensor]:
+        """The images in the detector's own dtype, whatever floating-point dtype each has."""
+        dtype = next(self.parameters()).dtype
+        return [image.to(dtype) for image in images]
 
 
 def _strength(features: Tensor) -> Tensor:

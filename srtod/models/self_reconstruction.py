@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from srtod.ops import DGFE, filtration, high_frequency_difference_map, reconstruction_difference
+from srtod.ops import DGFE, filtration, high_frequency_difference_map
 
 from .checks import check_unit_range
 from .enhancement import Attention, Concatenation, GuidedEnhancement, Multiplication
@@ -83,6 +83,8 @@ class SelfReconstruction(nn.Module):
             none; the default removes waves longer than 32 pixels, the largest objects that it calls tiny.
         padding_in_loss: whether a batch's padding counts in the loss, as in the authors' code, or is left out.
         inplace: whether the features may be overwritten where no gradient is recorded (DGFE alone does).
+        recompute: whether the backward pass computes the reconstruction anew, strip by strip, instead of keeping its
+            maps: far less memory, one more forward pass of the head (docs/performance.md).
 
     Raises:
         ValueError: if an option is out of its range.
@@ -104,6 +106,7 @@ class SelfReconstruction(nn.Module):
         cutoff: float = 1 / 32,
         padding_in_loss: bool = False,
         inplace: bool = False,
+        recompute: bool = True,
     ) -> None:
         super().__init__()
         if enhancement not in ENHANCEMENTS:
@@ -114,6 +117,7 @@ class SelfReconstruction(nn.Module):
             raise ValueError(f"cutoff must be in [0, 0.5] cycles per pixel, such as 1 / 32, got {cutoff}")
         self.difference, self.cutoff = difference, cutoff
         self.padding_in_loss = padding_in_loss
+        self.recompute = recompute
         self.reconstruction_head = ReconstructionHead(channels, scale)
         self.enhancement = enhancement
         if enhancement == "none":
@@ -173,20 +177,50 @@ class SelfReconstruction(nn.Module):
         """
         self._check(features, image, image_sizes)
         height, width = image.shape[-2:]
-        logits = self.reconstruction_head.logits(features)[..., :height, :width]
         valid_size = None
         is_padded = image_sizes is not None and any(tuple(size) != (height, width) for size in image_sizes)
         if is_padded and (self.difference == "high_frequency" or not self.padding_in_loss):
             valid_size = torch.tensor(image_sizes, dtype=torch.int64).to(image.device, non_blocking=True)
-        difference, loss = reconstruction_difference(
-            logits, image, from_logits=True, valid_size=None if self.padding_in_loss else valid_size
+        difference, loss, logits = self.reconstruction_head.compare(
+            features,
+            image,
+            valid_size=None if self.padding_in_loss else valid_size,
+            recompute=self.recompute,
         )
         if self.difference == "high_frequency":
             difference = high_frequency_difference_map(
-                logits, image, cutoff=self.cutoff, from_logits=True, valid_size=valid_size
+                logits, image.to(logits.dtype), cutoff=self.cutoff, from_logits=True, valid_size=valid_size
             )
         enhanced = features if self.enhancer is None else self.enhancer(features, difference)
         return enhanced, SelfReconstructionOutput(loss, difference, logits)
+
+    def enhance(self, features: Tensor, image: Tensor, image_sizes: Sequence[tuple[int, int]] | None = None) -> Tensor:
+        """The enhanced features alone, as `forward` computes them up to rounding, at the least cost: for inference.
+
+        Under resize "nearest" only one pixel of the difference map in `scale * scale` matters, and the reconstruction's
+        last layers run for these alone. Without an enhancement nothing runs. Call it under `torch.no_grad()`: where
+        gradients are recorded, plain PyTorch does what the fused op would.
+
+        Args:
+            features: as in `forward`.
+            image: as in `forward`.
+            image_sizes: as in `forward`.
+
+        Returns:
+            `[N, channels, h, w]`.
+
+        Raises:
+            ValueError: as `forward`.
+        """
+        enhancer = self.enhancer
+        if enhancer is None:
+            self._check(features, image, image_sizes)
+            return features
+        if self.difference != "pixel" or enhancer.resize != "nearest":
+            return self(features, image, image_sizes)[0]
+        self._check(features, image, image_sizes)
+        difference = self.reconstruction_head.sampled_difference(features, image)
+        return enhancer(features, difference)
 
     def filter(self, difference: Tensor, size: tuple[int, int]) -> Tensor:
         """The filter that a difference map `[N, 1, H, W]` makes of `size` (h, w): `[N, 1, h, w]`, values 1, 1.5 and 2.
@@ -203,9 +237,11 @@ class SelfReconstruction(nn.Module):
 
     def _check(self, features: Tensor, image: Tensor, image_sizes: Sequence[tuple[int, int]] | None) -> None:
         if features.dim() != 4 or image.dim() != 4 or image.shape[1] != 3 or len(image) != len(features):
+            is_grey = image.dim() == 4 and image.shape[1] == 1
             raise ValueError(
                 f"SelfReconstruction expects features [N, C, h, w] and image [N, 3, H, W] with the same N, "
                 f"got {list(features.shape)} and {list(image.shape)}"
+                f"{'; image.expand(-1, 3, -1, -1) makes grey RGB' if is_grey else ''}"
             )
         scale = self.reconstruction_head.scale
         expected = [-(-side // scale) for side in image.shape[-2:]]
@@ -218,4 +254,8 @@ class SelfReconstruction(nn.Module):
             raise ValueError(
                 f"image_sizes must have one (height, width) per image, got {len(image_sizes)} for {len(image)}"
             )
+        height, width = image.shape[-2:]
+        for index, size in enumerate(image_sizes or ()):
+            if not (0 < size[0] <= height and 0 < size[1] <= width):
+                raise ValueError(f"image_sizes[{index}] must lie in the batch's {(height, width)}, got {tuple(size)}")
         check_unit_range(image, "image")

@@ -86,7 +86,9 @@ class DetectionTransform(GeneralizedRCNNTransform):
         Objects with a side of less than a thousandth of a pixel afterwards are left out, as nothing can be learnt from
         them and the logarithm of a side of 0 is infinite; all larger ones stay, however tiny.
         """
-        resized = super().resize(image)[0] if self.min_size else self._rescale(image)
+        shorter, longer = sorted(image.shape[-2:])
+        is_strip = longer >= self.max_size * shorter  # whose shorter side torchvision would leave no pixel
+        resized = super().resize(image)[0] if self.min_size and not is_strip else self._rescale(image)
         if target is None:
             return resized, None
         old, new = image.shape[-2:], resized.shape[-2:]
@@ -98,10 +100,9 @@ class DetectionTransform(GeneralizedRCNNTransform):
         return resized, target
 
     def _rescale(self, image: Tensor) -> Tensor:
-        """An image `[3, h, w]` at `scale` times its own size, or less where `max_size` says so."""
+        """An image `[3, h, w]` at `scale` times its own size, or less where `max_size` says so; at least a pixel."""
         factor = min(self.scale, self.max_size / max(image.shape[-2:]))
         if factor == 1:
             return image
-        return F.interpolate(
-            image[None], scale_factor=factor, mode="bilinear", align_corners=False, recompute_scale_factor=True
-        )[0]
+        size = [max(1, int(factor * side)) for side in image.shape[-2:]]
+        return F.interpolate(image[None], size=size, mode="bilinear", align_corners=False)[0]

@@ -85,7 +85,7 @@ def test_reconstruction_target_is_the_unnormalised_image() -> None:
 
     seen: list[Tensor] = []
     detector.self_reconstruction.register_forward_pre_hook(lambda _, args: seen.append(args[1]))  # type: ignore[union-attr]
-    detector.eval()(images)
+    detector.eval().reconstruct(images)
     assert torch.equal(seen[0][0, :, :50, :70], images[0])
     assert not seen[0][0, :, 50:].any()
 
@@ -180,16 +180,11 @@ def test_reconstruct() -> None:
 @pytest.mark.parametrize("enhancement", ["dgfe", "none"])
 def test_reconstruct_measures_the_level_before_and_after_its_enhancement(enhancement: str) -> None:
     detector = build(enhancement=enhancement).eval()
-    levels: list[tuple[Tensor, Tensor]] = []
-
-    def note(_: object, arguments: tuple[Tensor, ...], output: tuple[Tensor, object]) -> None:
-        levels.append((arguments[0].clone(), output[0].clone()))
-
     images, _ = example((50, 75))
+    batch, pixels, _ = detector.transform(images)
     with torch.enable_grad():  # where gradients are recorded nothing is overwritten
-        detector.self_reconstruction.register_forward_hook(note)  # type: ignore[union-attr]
-        detector(images)
-    [(before, after)] = levels
+        before = next(iter(detector.neck(detector.backbone(batch.tensors)).values()))
+        after, _ = detector.self_reconstruction(before, pixels, batch.image_sizes)  # type: ignore[misc]
     [result] = detector.reconstruct(images)
     torch.testing.assert_close(result.features, before[0, :, :13, :19].abs().mean(0, keepdim=True))
     torch.testing.assert_close(result.enhanced, after[0, :, :13, :19].abs().mean(0, keepdim=True))

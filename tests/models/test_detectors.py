@@ -236,6 +236,25 @@ def test_five_thousand_objects(name: str, cost_alone: Callable[..., Any]) -> Non
     assert cost.megabytes < 400
 
 
+def train_at_800(self_reconstruction: str) -> Callable[[], object]:
+    """A training step of the paper's setting, on one image; "True" or "False"."""
+    torch.manual_seed(0)
+    options = {"backbone": "resnet50", "norm": "frozen_batch", "trainable_layers": 3, "channels": 256}
+    detector = build("faster_rcnn", self_reconstruction=self_reconstruction == "True", **options)
+    images, targets = (
+        [torch.rand(3, 800, 800)],
+        [{"boxes": torch.tensor([[8.0, 8, 24, 24]]), "labels": torch.ones(1).long()}],
+    )
+    return lambda: step(detector, images, targets)
+
+
+@pytest.mark.slow
+def test_self_reconstruction_takes_little_memory_in_training(cost_alone: Callable[..., Any]) -> None:
+    plain, ours = (cost_alone(train_at_800, which).megabytes for which in ("False", "True"))
+    print(f"a training step at 800x800: {plain:.0f} MB plain, {ours:.0f} MB with SR-TOD, {ours / plain:.2f} times")
+    assert ours < 1.3 * plain
+
+
 @every_detector
 def test_images_of_other_sizes(name: str) -> None:
     """Neither the batch's sides nor those of its images need be multiples of the coarsest stride."""
@@ -368,3 +387,21 @@ def test_the_papers_ablations_are_options(name: str, options: dict[str, Any]) ->
     plug = detector.self_reconstruction
     assert isinstance(plug, SelfReconstruction)
     assert (plug.threshold is None) == (options.get("enhancement") == "none" or "threshold" in options)
+
+
+@every_detector
+def test_pruned_inference_detects_the_same(name: str, device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Inference reconstructs the pixels alone that the filter looks at: not one of its decisions changes."""
+    detector = build(name, threshold=0.4, score_threshold=0.0).eval().to(device)  # near an untrained head's differences
+    plug = detector.self_reconstruction
+    assert plug is not None
+    images = [image.to(device) for image in (*example()[0], torch.rand(3, 50, 71))]
+    filters = torch.cat([of_image.filter.flatten() for of_image in detector.reconstruct(images)])
+    assert 0.05 < (filters == 2).float().mean() < 0.95
+    with torch.no_grad():
+        pruned = detector(images)
+        monkeypatch.setattr(plug, "enhance", lambda *args: plug(*args)[0])
+        full = detector(images)
+    assert all(len(detection["boxes"]) > 0 for detection in full)
+    for ours, theirs in zip(pruned, full, strict=True):
+        assert all(torch.equal(ours[key], theirs[key]) for key in theirs)

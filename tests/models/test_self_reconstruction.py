@@ -1,5 +1,6 @@
 """The plug between neck and head: loss, padding, sizes, threshold, in-place form, the paper's ablations."""
 
+import contextlib
 import copy
 import math
 from collections.abc import Callable
@@ -9,9 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from srtod.models import SelfReconstruction
+from srtod.models import ReconstructionHead, SelfReconstruction
 from srtod.models.enhancement import Attention
-from srtod.ops import DGFE, reference
+from srtod.ops import DGFE, reference, use_reference
 
 VARIANTS: dict[str, dict[str, object]] = {
     "default": {},
@@ -35,10 +36,10 @@ def make(**options: object) -> SelfReconstruction:
     return SelfReconstruction(16, **options)  # type: ignore[arg-type]
 
 
-def example(height: int = 24, width: int = 32) -> tuple[torch.Tensor, torch.Tensor]:
+def example(height: int = 24, width: int = 32, batch: int = 2) -> tuple[torch.Tensor, torch.Tensor]:
     generator = torch.Generator().manual_seed(1)
-    features = torch.randn(2, 16, -(-height // 4), -(-width // 4), generator=generator)
-    return features, torch.rand(2, 3, height, width, generator=generator)
+    features = torch.randn(batch, 16, -(-height // 4), -(-width // 4), generator=generator)
+    return features, torch.rand(batch, 3, height, width, generator=generator)
 
 
 def test_output_is_the_reference_formula() -> None:
@@ -196,8 +197,14 @@ def test_every_variant_under_autocast(variant: str) -> None:
     (enhanced.float().square().sum() + output.loss).backward()
 
 
+@pytest.mark.parametrize("composes", [False, True])
 @every_variant
-def test_every_variant_compiles_without_graph_break(variant: str) -> None:
+def test_every_variant_compiles_without_graph_break(
+    variant: str, composes: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if composes and variant != "default":
+        pytest.skip("the head is the same in all variants")
+    monkeypatch.setattr("srtod.models.reconstruction.pays", lambda *_: composes)
     torch.compiler.reset()
     module = make(**VARIANTS[variant])
     other = copy.deepcopy(module)
@@ -372,3 +379,122 @@ def test_none_leaves_the_loss_alone() -> None:
 def test_bad_options(options: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         make(**options)
+
+
+@every_variant
+@pytest.mark.parametrize("resize", ["nearest", "max", "area", "bilinear"])
+@pytest.mark.parametrize("size", [(24, 32), (21, 30), (1, 1), (23, 4)])
+def test_enhance_is_forward_without_the_rest(variant: str, resize: str, size: tuple[int, int]) -> None:
+    module = make(**{"resize": resize, "threshold": 0.4, **VARIANTS[variant]})  # near an untrained head's differences
+    features, image = example(*size)
+    sizes = [size, (max(size[0] - 5, 1), max(size[1] - 2, 1))]
+    with torch.no_grad():
+        torch.testing.assert_close(module.enhance(features, image, sizes), module(features, image, sizes)[0])
+
+
+@pytest.mark.parametrize("scale", [2, 4, 8])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_the_filter_of_sampled_pixels_is_that_of_the_whole_map(
+    scale: int, dtype: torch.dtype, layout: torch.memory_format, device: torch.device
+) -> None:
+    torch.manual_seed(0)
+    module = SelfReconstruction(16, scale=scale, threshold=0.3).to(device, memory_format=layout)
+    features = torch.randn(2, 16, 20, 24).contiguous(memory_format=layout).to(device)
+    flips = 0
+    for height, width in ((20 * scale, 24 * scale), (20 * scale - 1, 24 * scale - 1)):
+        image = torch.rand(2, 3, height, width).to(device)
+        with torch.no_grad(), torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+            whole = module(features, image)[1].difference
+            sampled = module.reconstruction_head.sampled_difference(features, image)
+        ours, theirs = module.filter(sampled, (20, 24)), module.filter(whole, (20, 24))
+        assert 0.1 < (theirs == 2).float().mean() < 0.9
+        flips += int((ours != theirs).sum())
+    assert flips == 0
+
+
+@pytest.mark.parametrize("padding_in_loss", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_recomputing_changes_nothing(padding_in_loss: bool, dtype: torch.dtype) -> None:
+    """Image by image: the loss is of all images together, and each image's gradient its own."""
+    features, image = example(24, 32, batch=3)
+    sizes = [(24, 32), (13, 17), (1, 30)]
+    results = []
+    for recompute in (True, False):
+        torch.manual_seed(0)
+        module = SelfReconstruction(16, threshold=0.3, padding_in_loss=padding_in_loss, recompute=recompute)
+        x = features.clone().requires_grad_()
+        with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
+            if dtype == torch.float64:
+                module, x, image = module.double(), x.detach().double().requires_grad_(), image.double()
+            enhanced, output = module(x, image, sizes)
+        (enhanced.double().square().sum() + output.loss + output.logits.double().sin().mean()).backward()
+        parameters = {name: parameter.grad for name, parameter in module.named_parameters()}
+        results.append((enhanced, *output, x.grad, parameters))
+    if dtype == torch.float64:
+        torch.testing.assert_close(*results, rtol=1e-10, atol=1e-12)
+        return
+    for mine, expected in zip(*(torch.utils._pytree.tree_leaves(result) for result in results), strict=True):
+        assert mine.dtype == expected.dtype
+        # A convolution's kernel depends on the batch, and half precision rounds what each of them sums up.
+        assert (mine - expected).norm() <= 0.1 * expected.norm()
+
+
+@pytest.mark.parametrize("composes", [False, True])
+@pytest.mark.parametrize("scale", [2, 4, 8])
+def test_recomputing_by_strips_changes_nothing(
+    scale: int, composes: bool, device: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("srtod.models.reconstruction._STRIP", 4)
+    monkeypatch.setattr("srtod.models.reconstruction.pays", lambda *_: composes)
+    torch.manual_seed(0)
+    head = ReconstructionHead(16, scale).double().to(device)
+    # The last image is far smaller than what its features cover.
+    for rows, cut in ((1, 0), (4, 1), (5, 0), (9, 0), (17, 1), (18, 0), (18, 13 * scale)):
+        features = torch.randn(2, 16, rows, 3).double().to(device).requires_grad_()
+        size = (scale * rows - cut, scale * 3 - min(cut, 1))
+        image = torch.rand(2, 3, *size).double().to(device)
+        valid_size = torch.tensor([size, (2, 5)], device=device)
+        results = []
+        for recompute in (True, False):
+            difference, mse, logits = head.compare(features, image, valid_size=valid_size, recompute=recompute)
+            loss = mse + (difference * image[:, :1]).sum() + (logits * image).sum()
+            results.append((difference, mse, logits, torch.autograd.grad(loss, [features, *head.parameters()])))
+        torch.testing.assert_close(*results, rtol=1e-10, atol=1e-12)
+
+
+def test_what_is_recomputed_takes_the_ops_of_the_forward_pass() -> None:
+    features, image = example()
+    losses = []
+    for reference_alone in (False, True):
+        module = make()
+        with use_reference() if reference_alone else contextlib.nullcontext():
+            enhanced, output = module(features, image)
+        (output.loss + enhanced.square().mean()).backward()
+        losses.append([parameter.grad for parameter in module.parameters()])
+    torch.testing.assert_close(*losses)
+
+
+def test_recomputing_keeps_no_map_of_the_head() -> None:
+    kept = {}
+    features, image = example(64, 64)
+    for recompute in (True, False):
+        module, storages = make(recompute=recompute), {}
+
+        def note(x: torch.Tensor, storages: dict[int, int] = storages) -> torch.Tensor:
+            storages[x.untyped_storage().data_ptr()] = x.untyped_storage().nbytes()
+            return x
+
+        with torch.autograd.graph.saved_tensors_hooks(note, lambda x: x):
+            output = module(features.requires_grad_(), image)
+        kept[recompute] = sum(storages.values())
+        del output
+    last_map = 4 * len(image) * 64 * 64 * features.shape[1] // 4
+    assert kept[False] - kept[True] > 3 * last_map
+
+
+def test_enhance_checks_its_input() -> None:
+    features, image = example()
+    for enhancement in ("dgfe", "none"):
+        with pytest.raises(ValueError, match="features of a"):
+            make(enhancement=enhancement).enhance(features, image[..., :10])
