@@ -95,6 +95,9 @@ class ModelConfig:
     reduction: int = option(16, "ratio by which the MLP of the channel reweighting narrows", within="positive")
     resize: Literal["nearest", "max", "area", "bilinear"] = option("nearest", "how the filter comes to the size of P2")
     padding_in_loss: bool = option(False, "count a batch's padding in the reconstruction loss, as the authors' code")
+    recompute: bool = option(
+        True, "recompute the reconstruction in the backward pass, which takes time and spares most of its memory"
+    )
 
     def __post_init__(self) -> None:
         check_ranges(self)
@@ -252,7 +255,7 @@ class TrainConfig:
     seed: int = option(0, "seed of the weights, the order of the data and the augmentation", within="natural")
     deterministic: bool = option(False, "use deterministic algorithms alone, so that a run can be repeated bit by bit")
     precision: Literal["32-true", "bf16-mixed", "16-mixed"] = option("32-true", "floating-point precision")
-    compile: bool = option(False, "compile backbone, neck and self-reconstruction with torch.compile")
+    compile: bool = option(False, "compile backbone, neck and, for training, self-reconstruction with torch.compile")
     accelerator: Literal["auto", "cpu", "cuda"] = option("auto", "where to train")
     devices: int = option(1, "GPUs of each machine, or processes on the CPU", within="positive")
     nodes: int = option(1, "machines", within="positive")
@@ -269,8 +272,8 @@ class TrainConfig:
     output: str | None = option(None, "the run's folder, never overwritten: runs/x becomes runs/x-2; none: runs/<data>")
     resume: str | None = option(
         None,
-        "folder of a run to go on with, from its last checkpoint and with its configuration; workers, threads, panels "
-        "and where the data are may differ",
+        "folder of a run to go on with, from its last checkpoint and with its configuration; workers, threads, panels, "
+        "recompute and where the data are may differ",
     )
 
     def __post_init__(self) -> None:

@@ -130,7 +130,10 @@ def _what_to_lower(config: TrainConfig, error: BaseException) -> str:
         lower.append("precision to bf16-mixed")
     if data.workers:
         lower.append(f"workers {data.workers}")
-    return f"not enough memory ({_sentence(error)}); lower {', '.join(lower[:-1])} or {lower[-1]}"
+    cures = f"lower {', '.join(lower[:-1])} or {lower[-1]}"
+    if model.self_reconstruction and not model.recompute:
+        cures = f"set recompute, which costs nothing but time, or {cures}"
+    return f"not enough memory ({_sentence(error)}); {cures}"
 
 
 def _sentence(error: BaseException) -> str:

@@ -26,6 +26,8 @@ __all__ = ["DetectionModule", "learning_rate_factor", "parameter_groups"]
 WARMUP_FACTOR = 0.001
 DEFAULT_WARMUP = 500
 STEP_FACTOR = 0.1
+ONLY_IN_TRAINING = frozenset({"recompute", "weights"})
+"""Arguments of `build_detector` that make no other detector of a checkpoint's weights."""
 
 
 class DetectionModule(L.LightningModule):
@@ -121,9 +123,14 @@ class DetectionModule(L.LightningModule):
         schedule = LambdaLR(optimizer, lambda step: learning_rate_factor(step, warmup, milestones))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
+    @property
+    def description(self) -> dict[str, Any]:
+        """What checkpoints say of the detector, see `describe`; nothing of what its training alone knows."""
+        model = {name: value for name, value in self.model_arguments.items() if name not in ONLY_IN_TRAINING}
+        return describe(model, self.class_names, self.category_ids)
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        model = self.model_arguments | {"weights": None}
-        checkpoint[DESCRIPTION] = describe(model, self.class_names, self.category_ids)
+        checkpoint[DESCRIPTION] = self.description
 
     def _describe(self, batches: list[_Batch], culprit: Literal["loss", "gradient"]) -> str:
         """The losses and images, in each process, of the batches whose losses, or whose gradients' sum, broke."""

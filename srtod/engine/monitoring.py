@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from PIL import Image
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from srtod.data import DetectionDataset
@@ -44,7 +45,8 @@ class FilterShare(Callback):
     def __init__(self) -> None:
         self._passed = torch.zeros((), dtype=torch.float64)
         self._total = 0
-        self._hook: RemovableHandle | None = None
+        self._sizes: list[tuple[int, int]] = []  # of the batch's images, without padding
+        self._hooks: list[RemovableHandle] = []
 
     def on_validation_epoch_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         assert isinstance(module, DetectionModule)
@@ -53,26 +55,33 @@ class FilterShare(Callback):
             # float32 would count no further than 2**24
             self._passed = torch.zeros((), dtype=torch.float64, device=module.device)
             self._total = 0
-            self._hook = plug.register_forward_hook(self._count)
+            self._hooks = [  # of the enhancer: inference does not go through the plug's forward
+                module.detector.transform.register_forward_hook(self._note_sizes),
+                plug.enhancer.register_forward_hook(partial(self._count, plug)),
+            ]
 
     def on_validation_epoch_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        if self._hook is None:
+        if not self._hooks:
             return
-        self._hook.remove()
-        self._hook = None
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks = []
         passed, total = mean(torch.stack([self._passed, self._passed.new_tensor(self._total)])).tolist()
         if total:
             module.log("filter_share", passed / total)
 
+    def _note_sizes(self, transform: nn.Module, arguments: tuple[Any, ...], result: tuple[Any, ...]) -> None:
+        """Called after the forward of `DetectionTransform`."""
+        self._sizes = result[0].image_sizes
+
     @torch.compiler.disable
-    def _count(self, plug: nn.Module, arguments: tuple[Any, ...], result: Any) -> None:
-        """Adds a batch; called after the forward of `SelfReconstruction` with its arguments and result."""
-        assert isinstance(plug, SelfReconstruction)
-        features, image, *more = arguments
-        sizes = more[0] if more and more[0] is not None else [tuple(image.shape[-2:])] * len(image)
+    def _count(
+        self, plug: SelfReconstruction, enhancer: nn.Module, arguments: tuple[Tensor, Tensor], enhanced: Tensor
+    ) -> None:
+        """Adds a batch; called after `enhancer(features, difference)`, at whatever size the difference map is."""
         scale = plug.reconstruction_head.scale
-        filters = plug.filter(result[1].difference, (features.shape[-2], features.shape[-1]))
-        for part, (height, width) in zip(filters, sizes, strict=True):
+        filters = plug.filter(arguments[1], (enhanced.shape[-2], enhanced.shape[-1]))
+        for part, (height, width) in zip(filters, self._sizes, strict=True):
             passes = part[:, : -(-height // scale), : -(-width // scale)] > 1
             self._passed += passes.sum()
             self._total += passes.numel()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -30,7 +30,7 @@ __all__ = [
 
 CONFIG = "config.yaml"
 PATHS = ("data", "train_json", "train_images", "test_json", "test_images")
-CHANGEABLE = frozenset({*PATHS, "threads", "workers", "panels"})
+CHANGEABLE = frozenset({*PATHS, "threads", "workers", "panels", "recompute"})
 """What a run that goes on may have otherwise: it trains alike, as `check_same_data` sees to it."""
 
 JOB = "slurm_job_id"
@@ -88,7 +88,7 @@ def open_run(config: TrainConfig) -> Resumed:
     given = {name: value for name, value in wanted.items() if value != defaults[name]}
     check_options(given, saved, folder)
     if all(wanted[name] == own[name] for name in own.keys() - CHANGEABLE):  # as from the command line: all of it is set
-        given |= {name: wanted[name] for name in ("workers", "panels")}
+        given |= {name: wanted[name] for name in ("workers", "panels", "recompute")}
     own |= {name: value for name, value in given.items() if name in CHANGEABLE}
     checkpoint = folder / "checkpoints" / LAST
     if not checkpoint.is_file():
@@ -116,20 +116,17 @@ def open_run(config: TrainConfig) -> Resumed:
     return Resumed(folder, TrainConfig.from_dict(own), checkpoint, description, step, finished, data)
 
 
-def check_same_detector(
-    resumed: Resumed, model: dict[str, Any], class_names: Sequence[str], category_ids: Sequence[int]
-) -> None:
+def check_same_detector(resumed: Resumed, description: Mapping[str, Any]) -> None:
     """Raises a ValueError if a checkpoint's detector is not the one that the configuration and the data ask for.
 
     Args:
         resumed: the run.
-        model: arguments of `build_detector`.
-        class_names: see `srtod.checkpoint.TrainedDetector`.
-        category_ids: see `srtod.checkpoint.TrainedDetector`.
+        description: what a checkpoint would say of the one asked for, see `srtod.checkpoint.describe`.
     """
-    description = resumed.description
-    wanted = {**model, "weights": None, "class_names": list(class_names), "category_ids": list(category_ids)}
-    found = {**description["model"], **{key: description[key] for key in ("class_names", "category_ids")}}
+    wanted, found = (
+        {**which["model"], **{key: which[key] for key in ("class_names", "category_ids")}}
+        for which in (description, resumed.description)
+    )
     for name in {"name": None} | wanted | found:
         if wanted.get(name) != found.get(name):
             raise ValueError(

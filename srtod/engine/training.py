@@ -33,6 +33,7 @@ from .resume import (
     check_same_data,
     check_same_detector,
     open_run,
+    read_run,
     record_job,
     requeued_run,
     with_absolute_paths,
@@ -89,7 +90,7 @@ def train(config: TrainConfig) -> TrainedRun:
     data = DetectionData(config.data, config.seed)
     path = Path(config.output or f"runs/{data.name}")
     if resumed is None and (requeued := requeued_run(path)):
-        resumed = open_run(TrainConfig(resume=str(requeued)))
+        resumed = open_run(read_run(requeued))
         config = resumed.config
     if config.model.anchor_scale == "auto":
         config = _with_fitted_anchors(config, data)
@@ -100,7 +101,7 @@ def train(config: TrainConfig) -> TrainedRun:
     fingerprints = {"training": fingerprint(data.train_set), "test": fingerprint(data.test_set)}
     if resumed is not None:
         check_same_data(resumed, fingerprints)
-        check_same_detector(resumed, module.model_arguments, module.class_names, module.category_ids)
+        check_same_detector(resumed, module.description)
         if resumed.finished and (resumed.folder / SUMMARY).exists():
             raise ValueError(
                 f"the run in {resumed.folder} has finished, see {resumed.folder / SUMMARY}; to train longer, start "

@@ -53,6 +53,26 @@ def test_out_of_memory_says_what_to_lower(tmp_path: Path, monkeypatch: pytest.Mo
     )
 
 
+@pytest.mark.parametrize(
+    ("model", "is_told"),
+    [
+        ({}, False),
+        ({"recompute": False}, True),
+        ({"recompute": False, "self_reconstruction": False}, False),
+    ],
+    ids=str,
+)
+def test_out_of_memory_says_that_the_reconstruction_can_be_recomputed(
+    tmp_path: Path, model: dict[str, Any], is_told: bool
+) -> None:
+    config = replace(CONFIG, model=ModelConfig("faster_rcnn", channels=16, **model))
+    with pytest.raises(MemoryError) as raised, explained(config, tmp_path / "checkpoints" / "last.ckpt"):
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+    said = str(raised.value)
+    assert ("out of memory.); set recompute, which costs nothing but time, or lower batch_size 2" in said) == is_told
+    assert ("recompute" in said) == is_told
+
+
 class Samples(Dataset[Sample]):
     """Images whose loading ends as `end` does."""
 

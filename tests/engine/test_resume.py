@@ -20,6 +20,7 @@ from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -31,7 +32,7 @@ from srtod.checkpoint import read_checkpoint, write_checkpoint
 from srtod.data import SwarmDataset
 from srtod.engine import DataConfig, DetectionModule, ModelConfig, TrainConfig, TrainedRun, train
 from srtod.engine.checkpointing import Checkpoints, RandomState
-from srtod.engine.resume import open_run, requeued_run
+from srtod.engine.resume import open_run, read_run, requeued_run
 
 # Faster R-CNN: its samplers draw from the generator at every step. 4 batches an epoch, and 2 optimizer steps.
 CONFIG = TrainConfig(
@@ -335,12 +336,13 @@ def test_a_run_goes_on_from_another_folder_with_other_processes_and_its_data_els
     assert opened.data.workers == 1
     elsewhere = {name: str(moved / "data" / "all.json") for name in ("train_json", "test_json")}
     data = DataConfig(**elsewhere, train_images=str(moved / "data"))
-    changed = open_run(TrainConfig(data=data, resume=str(moved / "run"), threads=2)).config
-    assert (changed.data, changed.threads) == (replace(data, workers=1), 2)
+    changed = open_run(TrainConfig(ModelConfig(recompute=False), data, resume=str(moved / "run"), threads=2)).config
+    assert (changed.data, changed.threads, changed.model.recompute) == (replace(data, workers=1), 2, False)
     # All of it, as from the command line, and the default typed.
     whole = open_run(replace(opened, data=replace(data, workers=0), panels=12)).config
     assert (whole.data, whole.panels) == (data, 12)
-    assert (train(replace(opened, data=replace(data, workers=0))).folder / "report" / "metrics.json").is_file()
+    keeping = replace(opened, data=replace(data, workers=0), model=replace(opened.model, recompute=False))
+    assert (train(keeping).folder / "report" / "metrics.json").is_file()
 
 
 def fewer_images(content: dict[str, Any]) -> None:
@@ -400,6 +402,11 @@ def test_slurm_starts_a_job_again_in_its_folder(tmp_path: Path, monkeypatch: pyt
     assert folder.name == "run"
     assert requeued_run(tmp_path / "run") is None  # another job, which asks for the same folder
     monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    with monkeypatch.context() as patch:
+        patch.setattr("srtod.engine.training.open_run", stop := Mock(side_effect=StoppedError))
+        with pytest.raises(StoppedError):
+            train(replace(PLAIN, early_stop=None, output=str(tmp_path / "run")))
+    stop.assert_called_once_with(read_run(tmp_path / "run-2"))  # with all that the job set, workers and the like too
     assert train(replace(PLAIN, early_stop=None, output=str(tmp_path / "run"))).folder == tmp_path / "run-2"
     monkeypatch.setenv("SLURM_JOB_ID", "18")
     assert requeued_run(tmp_path / "run") is None
