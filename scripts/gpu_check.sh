@@ -1,24 +1,27 @@
 #!/usr/bin/env bash
 # What only a machine with an NVIDIA GPU can show: builds the CUDA ops, tests them, runs them under compute-sanitizer
-# and benchmarks them. Unattended, without network, on the Python and the torch that are installed.
+# and benchmarks them, alone and in whole detectors. Unattended, without network, on the Python and the torch that are
+# installed.
 #
-#   scripts/gpu_check.sh OUT [STAGE...]      stages: build tests models sanitizer benchmarks; by default all
+#   scripts/gpu_check.sh OUT [STAGE...]
 #
-# OUT gets <stage>.log, and of the benchmarks a JSON file each and table.md. A failing stage does not keep the later ones
-# from running; the exit status tells whether all passed, and the last lines are a summary. Each stage may take nine
-# minutes: where a command may not take longer, call them one by one. Environment variables:
+# The stages are build, tests, models, sanitizer, benchmarks (of the ops) and detectors (whole ones, benchmarked); by
+# default all run. OUT gets <stage>.log, JSON of each file of benchmarks, and table.md of all the JSON that is there. A
+# failing stage does not keep the later ones from running; the exit status tells whether all passed, and the last lines
+# are a summary. Each stage may take nine minutes: where a command may not take longer, call them one by one.
+# Environment variables:
 #
 #   PYTHON            the interpreter (python3)
 #   STAGE_SECONDS     a stage is stopped after this time (540)
-#   BENCHMARKS        which files of benchmarks/ run, for example "bench_dgfe"; by default all
+#   BENCHMARKS        which files `benchmarks` runs, for example "bench_dgfe"; by default all but bench_detectors
 #   SRTOD_COMMIT      what is being tested; needed where the tree comes without its history
 #   MAX_JOBS, TORCH_CUDA_ARCH_LIST, CUDA_HOME   as for every build, see CONTRIBUTING.md
 set -Eeuo pipefail
 
-stages=(build tests models sanitizer benchmarks)
+stages=(build tests models sanitizer benchmarks detectors)
 python=${PYTHON:-python3}
 stage_seconds=${STAGE_SECONDS:-540}
-benchmarks=${BENCHMARKS:-bench_dgfe bench_dgfe_from_reconstruction bench_difference_map}
+benchmarks=${BENCHMARKS:-bench_dgfe bench_dgfe_from_reconstruction bench_difference_map bench_reconstruction_tail bench_sampled_difference_map}
 
 fail() {
   echo "gpu_check: $1" >&2
@@ -50,6 +53,10 @@ wants() {
   [[ " ${stages[*]} " == *" $1 "* ]]
 }
 
+wants_table() {
+  wants benchmarks || wants detectors
+}
+
 # Says all that is missing, each with its cure, before anything runs.
 check_prerequisites() {
   command -v "$python" > /dev/null || fail "there is no $python; PYTHON=... names another interpreter"
@@ -58,9 +65,10 @@ import importlib.util
 import sys
 
 stages = set(sys.argv[1:])
-modules = {"torch": stages, "setuptools": {"build"}, "ninja": {"build"}, "pytest": {"tests", "models", "benchmarks"},
-           "hypothesis": {"tests"}, "torchvision": {"models"}, "pycocotools": {"models"},
-           "pytest_benchmark": {"benchmarks"}}
+modules = {"torch": stages, "setuptools": {"build"}, "ninja": {"build"},
+           "pytest": {"tests", "models", "benchmarks", "detectors"}, "hypothesis": {"tests"},
+           "torchvision": {"models", "detectors"}, "pycocotools": {"models"},
+           "pytest_benchmark": {"benchmarks", "detectors"}}
 missing = [name.replace("_", "-") for name, users in modules.items() if users & stages
            and importlib.util.find_spec(name) is None]
 problems = []
@@ -92,7 +100,7 @@ END
   if wants build && ! command -v "${CXX:-g++}" > /dev/null; then
     fail "no C++ compiler: install g++, or name one in CXX"
   fi
-  if wants benchmarks && [[ -z ${SRTOD_COMMIT:-} ]] && ! git -C "$root" rev-parse HEAD > /dev/null 2>&1; then
+  if wants_table && [[ -z ${SRTOD_COMMIT:-} ]] && ! git -C "$root" rev-parse HEAD > /dev/null 2>&1; then
     fail "results need a commit: the tree has no history, so name it in SRTOD_COMMIT"
   fi
 }
@@ -155,20 +163,28 @@ run_sanitizer() {
   return "$failed"
 }
 
+# One file of benchmarks/, with options of pytest. Interrupted, pytest still writes what it has.
+measure() {
+  local name=$1 left=$((stage_seconds - 15 - SECONDS))
+  shift
+  timeout --signal INT --kill-after 10 $((left > 1 ? left : 1)) \
+    "$python" -m pytest "benchmarks/$name.py" -k cuda -q -p no:cacheprovider --benchmark-json "$out/$name.json" "$@"
+}
+
 run_benchmarks() {
   need_cuda_ops
   local name status=0 # if one comparison fails, or time is up, the others still make a table
   local -a files
   read -ra files <<< "$benchmarks"
   for name in "${files[@]}"; do
-    local left=$((stage_seconds - 15 - SECONDS))
-    # Interrupted, pytest still writes what it has.
-    timeout --signal INT --kill-after 10 $((left > 1 ? left : 1)) \
-      "$python" -m pytest "benchmarks/$name.py" -k cuda -q -p no:cacheprovider --benchmark-json "$out/$name.json" \
-      || status=$?
+    measure "$name" || status=$?
   done
-  "$python" benchmarks/report.py "$out"/bench_*.json > "$out/table.md"
   return "$status"
+}
+
+run_detectors() {
+  need_cuda_ops
+  measure bench_detectors --rounds 5
 }
 
 # Runs one stage in a shell of its own, where a failing command ends the stage and nothing else.
@@ -198,11 +214,17 @@ for stage in "${stages[@]}"; do
   summary+=("$stage: $result in $((SECONDS - start)) s")
 done
 
-if wants benchmarks && [[ -s $out/table.md ]]; then
-  head -n 40 "$out/table.md"
+if wants_table; then
+  results=("$out"/bench_*.json)
+  if [[ -e ${results[0]} ]] && "$python" benchmarks/report.py "${results[@]}" > "$out/table.md"; then
+    head -n 40 "$out/table.md"
+  else
+    exit_status=1
+    summary+=("table.md: FAILED, for want of results")
+  fi
 fi
 echo "=== summary"
-for stage in tests models benchmarks; do
+for stage in tests models benchmarks detectors; do
   wants "$stage" && grep -E '[0-9]+ (passed|failed|skipped).* in ' "$out/$stage.log" | tail -n 1 | sed "s/^/$stage: /"
 done || true
 printf '%s\n' "${summary[@]}"
