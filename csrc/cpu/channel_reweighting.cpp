@@ -1,8 +1,10 @@
 #include "channel_reweighting.h"
 
+#include <algorithm>
 #include <limits>
 #include <vector>
 
+#include "pages.h"
 #include "rows.h"
 
 namespace srtod {
@@ -231,23 +233,23 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> channel_reweighting_cpu(const Tensor&
 template <class T, class A = compute_t<T>>
 void fill_gradient(const A* grad_average, const A* grad_maximum, const int64_t* argmax, int64_t batch, int64_t channels,
                    int64_t pixels, bool channels_last, T* grad) {
-  torch::stable::parallel_for(0, batch, 1, [&](int64_t begin, int64_t end) {
-    for (int64_t n = begin; n < end; ++n) {
-      T* map = grad + n * channels * pixels;
-      const int64_t pixel_stride = channels_last ? channels : 1, channel_stride = channels_last ? 1 : pixels;
-      for (int64_t c = 0; c < channels; ++c)  // the first row (or the first pixel's channels) ...
-        for (int64_t p = 0; p < (channels_last ? 1 : pixels); ++p)
-          narrow(grad_average[n * channels + c] / static_cast<A>(pixels), map[p * pixel_stride + c * channel_stride]);
-      for (int64_t p = 1; channels_last && p < pixels; ++p)  // ... repeated
-        std::copy(map, map + channels, map + p * channels);
-      for (int64_t c = 0; c < channels; ++c) {
-        const int64_t k = n * channels + c;
-        if (argmax[k] < 0 || argmax[k] >= pixels) continue;
-        narrow(grad_average[k] / static_cast<A>(pixels) + grad_maximum[k],
-               map[argmax[k] * pixel_stride + c * channel_stride]);
-      }
-    }
-  });
+  std::vector<T> constant(batch * channels);
+  for (int64_t k = 0; k < batch * channels; ++k) narrow(grad_average[k] / static_cast<A>(pixels), constant[k]);
+  if (channels_last)
+    torch::stable::parallel_for(0, batch * pixels, 4096, [&](int64_t begin, int64_t end) {
+      for (int64_t p = begin; p < end; ++p)
+        std::copy_n(&constant[p / pixels * channels], channels, grad + p * channels);
+    });
+  else
+    torch::stable::parallel_for(0, batch * channels, 1, [&](int64_t begin, int64_t end) {
+      for (int64_t k = begin; k < end; ++k) std::fill_n(grad + k * pixels, pixels, constant[k]);
+    });
+  for (int64_t k = 0; k < batch * channels; ++k) {
+    if (argmax[k] < 0 || argmax[k] >= pixels) continue;
+    const int64_t n = k / channels, c = k % channels;
+    T& at_maximum = grad[channels_last ? (n * pixels + argmax[k]) * channels + c : k * pixels + argmax[k]];
+    narrow(grad_average[k] / static_cast<A>(pixels) + grad_maximum[k], at_maximum);
+  }
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> channel_reweighting_backward_cpu(
@@ -260,6 +262,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> channel_reweighting_backward_
   const int64_t batch = features.size(0), channels = features.size(1), pixels = features.size(2) * features.size(3);
   Tensor grad_features =
       empty({batch, channels, features.size(2), features.size(3)}, features.scalar_type(), features, format);
+  use_huge_pages(grad_features);
   Mlp grads;
   dispatch_floating(features.scalar_type(), kOp, [&](auto tag) {
     using T = decltype(tag);
