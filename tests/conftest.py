@@ -22,6 +22,16 @@ def device(request: pytest.FixtureRequest) -> torch.device:
     return torch.device(request.param)
 
 
+@pytest.fixture(autouse=True)
+def _no_tf32() -> Iterator[None]:
+    """float32 is float32 on CUDA too: by default cuDNN's convolutions round their factors to TF32's 10 bits."""
+    cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
+    before = cudnn.allow_tf32, matmul.allow_tf32
+    cudnn.allow_tf32 = matmul.allow_tf32 = False
+    yield
+    cudnn.allow_tf32, matmul.allow_tf32 = before  # not by monkeypatch, which cannot restore `matmul`
+
+
 @pytest.fixture
 def interruptible() -> Iterator[None]:
     """SIGINT as at a terminal: where a shell started pytest in the background, its processes ignore it."""

@@ -7,11 +7,10 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import pytest
-import torch
 
 CHILD = r"""
 import json, re, runpy, sys, time
@@ -37,16 +36,6 @@ class Cost(NamedTuple):
 
     seconds: float
     megabytes: float
-
-
-@pytest.fixture(autouse=True)
-def _no_tf32() -> Iterator[None]:
-    """float32 is float32 on CUDA too: by default cuDNN's convolutions round their factors to TF32's 10 bits."""
-    cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
-    before = cudnn.allow_tf32, matmul.allow_tf32
-    cudnn.allow_tf32 = matmul.allow_tf32 = False
-    yield
-    cudnn.allow_tf32, matmul.allow_tf32 = before  # not by monkeypatch, which cannot restore `matmul`
 
 
 @pytest.fixture(scope="session")

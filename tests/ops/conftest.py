@@ -6,7 +6,7 @@ modules cannot import each other.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -85,16 +85,6 @@ def sizes(request: pytest.FixtureRequest) -> Sizes:
 @pytest.fixture(autouse=True)
 def _seed() -> None:
     torch.manual_seed(0)
-
-
-@pytest.fixture(autouse=True)
-def _no_tf32() -> Iterator[None]:
-    """float32 is float32 on CUDA too: by default cuDNN's convolutions round their factors to TF32's 10 bits."""
-    cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
-    before = cudnn.allow_tf32, matmul.allow_tf32
-    cudnn.allow_tf32 = matmul.allow_tf32 = False
-    yield
-    cudnn.allow_tf32, matmul.allow_tf32 = before  # not by monkeypatch, which cannot restore `matmul`
 
 
 def lay_out(x: Tensor, layout: str) -> Tensor:
