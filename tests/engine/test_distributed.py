@@ -121,9 +121,10 @@ def test_two_processes_train_and_evaluate_as_one(tmp_path: Path) -> None:
         for row, other in zip(found, expected, strict=True):
             assert row.keys() == other.keys()
             for name, value in row.items():
-                # float32 sums in another order: 1e-7 each, some hundreds of them, over six steps of SGD
+                # float32 sums in another order: 1e-7 each, some hundreds of them, over six steps of SGD, in which
+                # the reconstruction falls fast and magnifies them: 5e-7 of its loss in the first, 1.2e-4 in the last
                 assert (value == other[name] == "") or float(value) == pytest.approx(
-                    float(other[name]), rel=1e-4, abs=1e-5
+                    float(other[name]), rel=1e-3, abs=1e-5
                 ), name
         weights, others = (read_checkpoint(path / "checkpoints" / "last.ckpt")["state_dict"] for path in (folder, one))
         for name, value in weights.items():
