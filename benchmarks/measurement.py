@@ -22,7 +22,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from srtod._machine import processor
+from srtod._support.machine import processor
 
 VARIANTS = ("copy", "fused", "eager", "compile", "authors")
 """`copy` comes first: a plain copy of the largest input is the yardstick for the others' floor."""

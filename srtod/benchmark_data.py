@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import warnings
 
-from srtod._cli import run
+from srtod._support.cli import run
 from srtod.train import parse_run
 
 DESCRIPTION = """Measure how many images a second are loaded and trained on, with the options of srtod.train, and say

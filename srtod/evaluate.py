@@ -7,8 +7,8 @@ import json
 from contextlib import ExitStack
 from pathlib import Path
 
-from srtod._cli import run
-from srtod._files import replacing
+from srtod._support.cli import run
+from srtod._support.files import replacing
 
 FIGURES = ("pdf", "png", "svg")
 

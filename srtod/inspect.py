@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from srtod._cli import run
-from srtod._files import replacing
+from srtod._support.cli import run
+from srtod._support.files import replacing
 
 if TYPE_CHECKING:
     import numpy as np

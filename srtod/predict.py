@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 import sys
 
-from srtod._cli import run
-from srtod._fields import number
+from srtod._support.cli import run
+from srtod._support.fields import number
 
 PRECISIONS = {"32-true": None, "bf16-mixed": "bfloat16", "16-mixed": "float16"}
 
@@ -14,7 +14,7 @@ PRECISIONS = {"32-true": None, "bf16-mixed": "bfloat16", "16-mixed": "float16"}
 def main() -> None:
     arguments = _parser().parse_args()
 
-    from srtod._errors import first_line, is_out_of_memory
+    from srtod._support.errors import first_line, is_out_of_memory
 
     try:
         _predict(arguments)

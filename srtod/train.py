@@ -9,8 +9,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-from srtod._cli import run
-from srtod._options import parse_options
+from srtod._support.cli import run
+from srtod._support.options import parse_options
 
 Config = TypeVar("Config")
 

@@ -54,8 +54,8 @@ def srtod_data() -> Path:
 @pytest.fixture(scope="session")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A checkpoint of a small untrained detector of two classes that finds something everywhere."""
-    from srtod.checkpoint import describe, write_checkpoint
     from srtod.models import build_detector
+    from srtod.models.checkpoint import describe, write_checkpoint
 
     torch.manual_seed(0)
     model = {

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from srtod import benchmark_data
-from srtod._cli import run
+from srtod._support.cli import run
 from srtod.engine import DetectionData
 from srtod.engine.throughput import Throughput, ThroughputConfig, _rate, measure_throughput
 

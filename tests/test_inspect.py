@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from srtod import inspect
-from srtod._cli import run
+from srtod._support.cli import run
 from srtod.models.anchors import fit_anchor_scale
 
 

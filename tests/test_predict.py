@@ -18,10 +18,10 @@ from torchvision.transforms.v2 import functional as F
 
 import srtod
 from srtod import evaluate, predict
-from srtod._cli import run
-from srtod.checkpoint import describe, write_checkpoint
+from srtod._support.cli import run
 from srtod.evaluation import coco_results
 from srtod.models import build_detector
+from srtod.models.checkpoint import describe, write_checkpoint
 from srtod.prediction import find_images, predict_folder
 from srtod.prediction import folder as prediction_folder
 

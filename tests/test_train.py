@@ -16,9 +16,9 @@ import pytest
 import yaml
 
 from srtod import train
-from srtod._cli import run
-from srtod.checkpoint import load_detector
+from srtod._support.cli import run
 from srtod.engine import TrainConfig, preset_names, read_config
+from srtod.models.checkpoint import load_detector
 
 QUICK = [
     *("--channels", "16", "--swarm-images", "10", "--swarm-size", "128", "--limit-batches", "1"),

@@ -12,10 +12,10 @@ import torch
 from lightning.pytorch.callbacks import Callback, EMAWeightAveraging, TQDMProgressBar
 from torch import Tensor
 
-from srtod.checkpoint import METRICS
 from srtod.data import Target
 from srtod.data.coco import name_some
 from srtod.evaluation import Curve, coco_results, detailed_evaluation
+from srtod.models.checkpoint import METRICS
 
 from .data import DetectionData
 from .distributed import gather, is_main_process

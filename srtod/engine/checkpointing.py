@@ -16,8 +16,8 @@ import torch
 from lightning.pytorch.callbacks import Callback, Checkpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
-from srtod.checkpoint import read_checkpoint, write_checkpoint
 from srtod.data import DetectionDataset
+from srtod.models.checkpoint import read_checkpoint, write_checkpoint
 
 from .callbacks import Evaluation
 from .distributed import gather, is_main_process

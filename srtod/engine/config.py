@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from srtod._fields import build, check_ranges, option
+from srtod._support.fields import build, check_ranges, option
 from srtod.data.swarm import MIN_SIDE
 from srtod.models.anchors import ANCHORS
 from srtod.models.backbones import default_trainable_layers

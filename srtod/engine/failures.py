@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from srtod._errors import first_line, is_out_of_memory
+from srtod._support.errors import first_line, is_out_of_memory
 
 from .config import TrainConfig
 

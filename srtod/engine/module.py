@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-from srtod.checkpoint import DESCRIPTION, describe
 from srtod.data import Target
 from srtod.models import build_detector
+from srtod.models.checkpoint import DESCRIPTION, describe
 
 from .config import TrainConfig
 from .data import steps_per_epoch

@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from srtod._fields import Kind, groups, read_value
+from srtod._support.fields import Kind, groups, read_value
 
 from .config import TrainConfig
 

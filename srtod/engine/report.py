@@ -13,10 +13,9 @@ import lightning
 import torch
 import torchvision
 
-from srtod._files import replacing_folder
-from srtod._machine import processor
+from srtod._support.files import replacing_folder
+from srtod._support.machine import processor
 from srtod._version import __version__
-from srtod.checkpoint import TrainedDetector
 from srtod.data import DetectionDataset
 from srtod.data.statistics import set_statistics
 from srtod.evaluation import (
@@ -29,6 +28,7 @@ from srtod.evaluation import (
     plot_curves,
     protocol,
 )
+from srtod.models.checkpoint import TrainedDetector
 from srtod.visualization import SCORE
 
 from .config import TrainConfig

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from srtod._version import __version__
-from srtod.checkpoint import DESCRIPTION, METRICS, read_checkpoint
+from srtod.models.checkpoint import DESCRIPTION, METRICS, read_checkpoint
 
 from .checkpointing import LAST, RANDOM_STATE
 from .config import TrainConfig
@@ -43,7 +43,7 @@ class Resumed(NamedTuple):
         folder: its folder.
         config: its configuration, with `resume` set.
         checkpoint: the file to go on from.
-        description: what the file says of its detector, see `srtod.checkpoint.describe`.
+        description: what the file says of its detector, see `srtod.models.checkpoint.describe`.
         step: optimizer steps that were done.
         finished: whether it has trained its last epoch, or stopped early.
         data: number of images and hash of its "training" and its "test" set, see `srtod.engine.checkpointing`.
@@ -121,7 +121,7 @@ def check_same_detector(resumed: Resumed, description: Mapping[str, Any]) -> Non
 
     Args:
         resumed: the run.
-        description: what a checkpoint would say of the one asked for, see `srtod.checkpoint.describe`.
+        description: what a checkpoint would say of the one asked for, see `srtod.models.checkpoint.describe`.
     """
     wanted, found = (
         {**which["model"], **{key: which[key] for key in ("class_names", "category_ids")}}

@@ -13,7 +13,7 @@ import lightning as L
 import torch
 from torch import Tensor
 
-from srtod._fields import option
+from srtod._support.fields import option
 from srtod.data import Target
 
 from .config import TrainConfig

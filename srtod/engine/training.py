@@ -14,9 +14,9 @@ import yaml
 from lightning.pytorch.callbacks import Callback, EarlyStopping
 from lightning.pytorch.utilities import rank_zero_only
 
-from srtod._files import replacing
-from srtod.checkpoint import load_detector, read_checkpoint
+from srtod._support.files import replacing
 from srtod.models.anchors import ANCHORS, fit_anchor_scale
+from srtod.models.checkpoint import load_detector, read_checkpoint
 
 from .callbacks import AveragedWeights, Evaluation, ProgressBar, UnreadableImages, as_coco
 from .checkpointing import BEST, LAST, AtomicCheckpointIO, Checkpoints, RandomState, best_detections, fingerprint

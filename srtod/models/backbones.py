@@ -12,7 +12,7 @@ import torchvision
 from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
-from srtod._errors import is_out_of_memory
+from srtod._support.errors import is_out_of_memory
 
 from .layers import ConvAWS2d, SAConv2d
 

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 from tqdm import tqdm
 
-from srtod._files import replacing_folder
+from srtod._support.files import replacing_folder
 from srtod._version import __version__
 from srtod.data.coco import name_some
 from srtod.data.image import ImageError, read_image

@@ -13,9 +13,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from srtod.checkpoint import load_detector
 from srtod.data.image import decode_picture, read_image
 from srtod.models import ImageReconstruction
+from srtod.models.checkpoint import load_detector
 from srtod.models.checks import check_image
 
 __all__ = ["Picture", "Predictor"]

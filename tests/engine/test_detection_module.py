@@ -11,10 +11,10 @@ import lightning as L
 import pytest
 import torch
 
-from srtod.checkpoint import load_detector, write_checkpoint
 from srtod.engine import DetectionModule, ModelConfig, TrainConfig
 from srtod.engine.module import learning_rate_factor, parameter_groups
 from srtod.models import DETECTORS
+from srtod.models.checkpoint import load_detector, write_checkpoint
 
 
 def module(**options: object) -> DetectionModule:

@@ -18,10 +18,10 @@ import pytest
 import torch
 
 import srtod.train
-from srtod.checkpoint import read_checkpoint
 from srtod.engine import DataConfig, DetectionData, DetectionModule
 from srtod.engine.logs import make_loggers
 from srtod.engine.sampling import EpochSampler, shard
+from srtod.models.checkpoint import read_checkpoint
 
 # 6 training images and 1 test image, which two processes both get. A one-stage detector without group norm or dropout
 # draws nothing and treats images one by one.

@@ -11,7 +11,7 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from srtod._fields import Kind, groups, read_value
+from srtod._support.fields import Kind, groups, read_value
 from srtod.engine import TrainConfig, preset_names, read_config
 from srtod.engine.presets import CONFIGS, describe_presets
 from srtod.models import build_detector

@@ -13,12 +13,12 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 import srtod
-from srtod.checkpoint import TrainedDetector
 from srtod.data import SwarmDataset
 from srtod.engine import ModelConfig, TrainConfig, report
 from srtod.engine.report import source_commit, write_report
 from srtod.evaluation import DetailedEvaluation, detailed_evaluation, missed_objects
 from srtod.models import build_detector
+from srtod.models.checkpoint import TrainedDetector
 
 Results = list[dict[str, Any]]
 

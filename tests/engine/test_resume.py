@@ -28,11 +28,11 @@ import torch
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from srtod.checkpoint import read_checkpoint, write_checkpoint
 from srtod.data import SwarmDataset
 from srtod.engine import DataConfig, DetectionModule, ModelConfig, TrainConfig, TrainedRun, train
 from srtod.engine.checkpointing import Checkpoints, RandomState
 from srtod.engine.resume import open_run, read_run, requeued_run
+from srtod.models.checkpoint import read_checkpoint, write_checkpoint
 
 # Faster R-CNN: its samplers draw from the generator at every step. 4 batches an epoch, and 2 optimizer steps.
 CONFIG = TrainConfig(

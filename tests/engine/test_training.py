@@ -16,10 +16,10 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor
 
-from srtod.checkpoint import load_detector, read_checkpoint
 from srtod.engine import DataConfig, DetectionModule, ModelConfig, TrainConfig, TrainedRun, train
 from srtod.engine.checkpointing import best_detections
 from srtod.models import Detector
+from srtod.models.checkpoint import load_detector, read_checkpoint
 
 CONFIG = TrainConfig(
     ModelConfig(channels=16),

@@ -12,10 +12,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from srtod.checkpoint import load_detector, read_checkpoint
 from srtod.data import SwarmDataset
 from srtod.engine import DataConfig, DetectionModule, Evaluation, ModelConfig, TrainConfig, train
 from srtod.engine.failures import check_machine
+from srtod.models.checkpoint import load_detector, read_checkpoint
 
 CONFIG = TrainConfig(
     ModelConfig("retinanet", channels=16),

@@ -11,11 +11,11 @@ import pytest
 import torch
 from filter_precision import WAYS, YARDSTICK, Way, compare, run, without_partner
 
-from srtod.checkpoint import describe, write_checkpoint
 from srtod.data import SwarmDataset
 from srtod.models import build_detector
+from srtod.models.checkpoint import describe, write_checkpoint
 
-SCRIPT = Path(__file__).resolve().parents[1] / "benchmarks" / "filter_precision.py"
+SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "filter_precision.py"
 MODEL = {
     "name": "faster_rcnn",
     "num_classes": 2,

@@ -7,7 +7,7 @@ import difflib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NoReturn, TypeVar
 
-from srtod._fields import Group, Kind, build, groups, number
+from srtod._support.fields import Group, Kind, build, groups, number
 
 __all__ = ["parse_options"]
 
@@ -29,7 +29,7 @@ def parse_options(
     program with one sentence and exit status 2.
 
     Args:
-        config: the dataclass; each field is an `srtod._fields.option`.
+        config: the dataclass; each field is an `srtod._support.fields.option`.
         arguments: the command line; None for that of the process.
         base: called with the options that were given; returns values that stand in place of the defaults of fields
             that were not.

@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 
 import torch
 
-from srtod._errors import first_line, is_out_of_memory
-from srtod._files import replacing
+from srtod._support.errors import first_line, is_out_of_memory
+from srtod._support.files import replacing
 from srtod._version import __version__
 from srtod.models import Detector, build_detector
 

@@ -22,7 +22,8 @@ from srtod import ops
 from srtod.models import build_detector
 
 pytest.importorskip("pytest_benchmark")
-BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
+BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
+SCRIPTS = BENCHMARKS.parent / "scripts"
 
 GPU_WITHOUT_A_GPU = """
 import measurement, pytest, torch
@@ -278,7 +279,7 @@ def test_linear_cost_prints_and_draws(tmp_path: Path) -> None:
     picture = tmp_path / "cost.png"
     options = ["--sizes", "48x32", "64x64", "--channels", "32", "--parts", "ops", "self_reconstruction"]
     options += ["--largest-training", "48x32", "--rounds", "1", "--model-rounds", "1", "--repeats", "1"]
-    command = [sys.executable, str(BENCHMARKS / "linear_cost.py"), *options, "--out", str(picture)]
+    command = [sys.executable, str(SCRIPTS / "linear_cost.py"), *options, "--out", str(picture)]
     table = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines() if line.startswith("|")][2:]
     named = {(panel, name): figures for panel, name, *figures in rows}
@@ -298,7 +299,7 @@ def test_linear_cost_prints_and_draws(tmp_path: Path) -> None:
 
 def test_model_table() -> None:
     options = ["--size", "64", "--channels", "64", "--backbone", "resnet18", "--repeats", "1"]
-    command = [sys.executable, str(BENCHMARKS / "model_table.py"), *options, "--detectors", "faster_rcnn"]
+    command = [sys.executable, str(SCRIPTS / "model_table.py"), *options, "--detectors", "faster_rcnn"]
     table = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     rows = [[cell.strip() for cell in line.split("|")] for line in table.splitlines() if line.startswith("| `")]
     assert [row[2] for row in rows] == ["no", "yes"]

@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from srtod._version import __version__
-from srtod.checkpoint import describe, load_detector, read_checkpoint, write_checkpoint
 from srtod.models import build_detector
+from srtod.models.checkpoint import describe, load_detector, read_checkpoint, write_checkpoint
 
 MODEL = {"name": "faster_rcnn", "num_classes": 2, "backbone": "mobilenet_v2", "channels": 16}
 

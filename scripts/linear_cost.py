@@ -1,8 +1,8 @@
 """Shows that the cost is linear in an image's pixels: time per pixel of each op and of whole models, over the size.
 
-    python benchmarks/linear_cost.py --out docs/linear_cost.png
-    python benchmarks/linear_cost.py --device cuda --largest-training 2160x3840 --out linear_cost_cuda.png
-    python benchmarks/linear_cost.py --parts ops --sizes 512x512 800x800 1088x1920      # minutes
+    python scripts/linear_cost.py --out docs/linear_cost.png
+    python scripts/linear_cost.py --device cuda --largest-training 2160x3840 --out linear_cost_cuda.png
+    python scripts/linear_cost.py --parts ops --sizes 512x512 800x800 1088x1920      # minutes
 
 Prints the time per pixel, relative to the first size's, as a table in Markdown, and draws it. The aim is 1.2 at most.
 
@@ -23,23 +23,26 @@ import argparse
 import functools
 import io
 import statistics
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from bench_detectors import random_detector, random_images
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import NullLocator
-from measurement import commit, device_clock, device_name
 from PIL import Image
 from torch import Tensor
 
 from srtod import ops
 from srtod.models import SelfReconstruction
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
+from bench_detectors import random_detector, random_images
+from measurement import commit, device_clock, device_name
 
 SIZES = ["512x512", "800x800", "1280x736", "1088x1920", "1440x2560", "2160x3840"]
 PARTS = ["ops", "self_reconstruction", "detector"]

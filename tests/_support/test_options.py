@@ -8,8 +8,8 @@ from typing import Literal
 
 import pytest
 
-from srtod._fields import option
-from srtod._options import parse_options
+from srtod._support.fields import option
+from srtod._support.options import parse_options
 from srtod.engine.config import TrainConfig
 
 

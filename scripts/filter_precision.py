@@ -1,7 +1,7 @@
 """Prints how far a trained detector's filter and detections depend on how they are computed, as Markdown.
 
-    python benchmarks/filter_precision.py runs/sirst_v2/checkpoints/best.ckpt sirst_v2/images --coco sirst_v2/test.json
-    python benchmarks/filter_precision.py runs/x/checkpoints/best.ckpt photos/ --device cuda --every 5
+    python scripts/filter_precision.py runs/sirst_v2/checkpoints/best.ckpt sirst_v2/images --coco sirst_v2/test.json
+    python scripts/filter_precision.py runs/x/checkpoints/best.ckpt photos/ --device cuda --every 5
 
 The yardstick is the full path in float32 and contiguous memory: the whole image is reconstructed and compared, as
 `Detector.reconstruct` does, and the map is resized to the filter. Against it stand the pruned path of inference
@@ -30,10 +30,10 @@ from torchvision.ops import box_iou
 from tqdm import tqdm
 
 import srtod
-from srtod.checkpoint import load_detector
 from srtod.data import read_image
 from srtod.info import environment
 from srtod.models import Detector, SelfReconstruction
+from srtod.models.checkpoint import load_detector
 from srtod.prediction import find_images
 
 PARTNERS = 0.9  # IoU above which detections of two runs are the same

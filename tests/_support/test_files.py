@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import yaml
 
-from srtod import _files
-from srtod._files import replacing, replacing_folder
+from srtod._support import files as _files
+from srtod._support.files import replacing, replacing_folder
 from srtod.engine.config import TrainConfig
 from srtod.engine.training import start_folder
 

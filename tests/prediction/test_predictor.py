@@ -16,8 +16,8 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 
 import srtod
-from srtod.checkpoint import load_detector
 from srtod.data import read_image
+from srtod.models.checkpoint import load_detector
 
 
 @pytest.fixture(scope="module")

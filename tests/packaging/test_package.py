@@ -17,7 +17,7 @@ import srtod
 from srtod.ops import _extension
 
 PACKAGE = Path(srtod.__file__).parent
-SOURCES = Path(__file__).resolve().parents[1]
+SOURCES = Path(__file__).resolve().parents[2]
 INFO = "import runpy; runpy.run_module('srtod.info', run_name='__main__')"
 CALL_TWICE = """
 import json, warnings

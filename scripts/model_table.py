@@ -1,8 +1,8 @@
 """Prints the table of docs/models.md: parameters, GMAC, time and peak memory of every detector, as Markdown.
 
-    python benchmarks/model_table.py                       # on the CPU: 800x800, ResNet-50, 256 channels; minutes
-    python benchmarks/model_table.py --device cuda
-    python benchmarks/model_table.py --size 128 --channels 64 --backbone resnet18      # a quick look
+    python scripts/model_table.py                       # on the CPU: 800x800, ResNet-50, 256 channels; minutes
+    python scripts/model_table.py --device cuda
+    python scripts/model_table.py --size 128 --channels 64 --backbone resnet18      # a quick look
 
 One image, inference from the image to its detections, float32, random weights. Each row runs in a process of its own,
 so that its memory is its own.
@@ -19,19 +19,23 @@ import argparse
 import contextlib
 import multiprocessing
 import statistics
+import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NamedTuple
 from unittest import mock
 
 import torch
 import torchvision
-from measurement import commit, resident_bytes
 from torch.utils.flop_counter import FlopCounterMode
 
 import srtod
 from srtod.info import environment
 from srtod.models import DETECTORS, Detector, build_detector
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
+from measurement import commit, resident_bytes
 
 VARIANTS: dict[str, dict[str, Any]] = {"detectors": {"sac": False}}
 """A second row of a detector, with these options."""

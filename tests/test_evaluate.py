@@ -13,8 +13,8 @@ import pytest
 from PIL import Image
 
 from srtod import convert, evaluate, inspect
-from srtod._cli import run
-from srtod._files import replacing
+from srtod._support.cli import run
+from srtod._support.files import replacing
 
 TRUTH = {
     "images": [{"id": 1, "file_name": "a.png", "width": 100, "height": 100}],
