@@ -3,23 +3,37 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 from types import NoneType
 from typing import Any, Literal, NamedTuple, TypeVar, get_args, get_origin, get_type_hints
 
-__all__ = ["Group", "Kind", "build", "check_ranges", "groups", "number", "option", "read_value"]
+__all__ = [
+    "Group",
+    "Kind",
+    "build",
+    "check_ranges",
+    "check_values",
+    "flat",
+    "groups",
+    "near_misses",
+    "number",
+    "option",
+    "read_value",
+]
 
 Config = TypeVar("Config")
-Range = Literal["positive", "natural", "share", "below_one"]
+Range = Literal["positive", "natural", "share", "below_one", "inner"]
 
 DEMANDS = {
     "positive": "be positive",
     "natural": "not be negative",
     "share": "be from 0 to 1",
     "below_one": "be from 0 to less than 1",
+    "inner": "be between 0 and 1",
 }
 
 
@@ -30,8 +44,7 @@ def option(default: Any, doc: str, *, alias: str | None = None, within: Range | 
         default: its default.
         doc: what it means, with its unit.
         alias: a second name of the field on the command line.
-        within: what `check_ranges` asks of a number: more than 0, not less than 0, in [0, 1], or in
-            [0, 1).
+        within: what `check_ranges` asks of a number: more than 0, not less than 0, in [0, 1], in [0, 1), or in (0, 1).
     """
     return dataclasses.field(default=default, metadata={"doc": doc, "alias": alias, "within": within})
 
@@ -45,10 +58,35 @@ def check_ranges(config: Any) -> None:
                 raise ValueError(f"{field.name} must {DEMANDS[within]}, got {value}")
 
 
+def check_values(config: Any) -> None:
+    """Raises a ValueError for the first field of a dataclass whose value is of another kind, or out of its range.
+
+    For options that come as keywords of a function; those of a command line or a file are read by their kind.
+    """
+    hints = get_type_hints(type(config))
+    for field in dataclasses.fields(config):
+        kind, value = Kind.of(hints[field.name]), getattr(config, field.name)
+        try:
+            if isinstance(value, str) and kind.base is not str and value not in kind.words:
+                raise ValueError(f"must be {kind}, got {value!r}")
+            read_value(kind, value)
+        except ValueError as error:
+            raise ValueError(f"{field.name} {error}") from None
+    check_ranges(config)
+
+
+def near_misses(name: str, known: Iterable[str]) -> str:
+    """What may have been meant by a name that does not exist, as the end of a sentence."""
+    near = difflib.get_close_matches(name, known)
+    return f"did you mean {' or '.join(near)}?" if near else f"it has {', '.join(known)}"
+
+
 def _is_within(number: float, within: Range) -> bool:
     """Whether a number is in a range; NaN is in none."""
     if within == "positive":
         return number > 0
+    if within == "inner":
+        return 0 < number < 1
     if within == "below_one":
         return 0 <= number < 1
     return number >= 0 if within == "natural" else 0 <= number <= 1
@@ -131,6 +169,18 @@ def build(config: type[Config], values: Mapping[str, Any]) -> Config:
         elif name in values:
             given[name] = values[name]
     return config(**given)
+
+
+def flat(config: Any) -> dict[str, Any]:
+    """The values of a dataclass and those inside it, by the name of their field; `build` is the way back."""
+    values: dict[str, Any] = {}
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if dataclasses.is_dataclass(value):
+            values |= flat(value)
+        else:
+            values[field.name] = value
+    return values
 
 
 def read_value(kind: Kind, value: Any) -> Any:

@@ -7,10 +7,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from srtod._support.fields import build, check_ranges, option
+from srtod._support.fields import build, check_ranges, flat, option
 from srtod.data.swarm import MIN_SIDE
 from srtod.models.anchors import ANCHORS
 from srtod.models.backbones import default_trainable_layers
+from srtod.models.reconstruction import SelfReconstructionOptions
 
 __all__ = ["DataConfig", "ModelConfig", "TrainConfig"]
 
@@ -71,33 +72,7 @@ class ModelConfig:
         True, "detectors: switchable atrous convolution, as its paper; no-sac: as released by the authors of SR-TOD"
     )
     rfla_paper: bool = option(False, "rfla: train proposals against anchors shrunk to 0.9, as its authors' code does")
-    enhancement: Literal["dgfe", "none", "multiplication", "concatenation", "attention"] = option(
-        "dgfe", "what the difference map does to the features; none: the reconstruction's loss alone acts on them"
-    )
-    difference: Literal["pixel", "high_frequency"] = option(
-        "pixel", "difference map of all of the image, or of its high frequencies alone"
-    )
-    cutoff: float = option(
-        1 / 32, "frequency below which nothing counts for high_frequency, in cycles per pixel", within="positive"
-    )
-    threshold: float | None = option(
-        4 / 255,
-        "initial threshold of the difference map, grey levels of [0, 1], such as 4/255; none: no threshold",
-        within="share",
-    )
-    learn_threshold: bool = option(True, "train the threshold")
-    surrogate: Literal["sigmoid", "ste", "atan", "triangle", "rect", "none"] = option(
-        "sigmoid", "gradient of the threshold's step; none is the authors' code, where the threshold never learns"
-    )
-    alpha: float | None = option(
-        None, "sharpness of the surrogate; none: one that suits a few grey levels", within="positive"
-    )
-    reduction: int = option(16, "ratio by which the MLP of the channel reweighting narrows", within="positive")
-    resize: Literal["nearest", "max", "area", "bilinear"] = option("nearest", "how the filter comes to the size of P2")
-    padding_in_loss: bool = option(False, "count a batch's padding in the reconstruction loss, as the authors' code")
-    recompute: bool = option(
-        True, "recompute the reconstruction in the backward pass, which takes time and spares most of its memory"
-    )
+    self_reconstruction_options: SelfReconstructionOptions = SelfReconstructionOptions()
 
     def __post_init__(self) -> None:
         check_ranges(self)
@@ -111,7 +86,7 @@ class ModelConfig:
         """
         if self.anchor_scale == "auto":
             raise ValueError("anchor_scale='auto' is fitted by srtod.engine.train to its training set; pass a number")
-        arguments = dataclasses.asdict(self)
+        arguments = flat(self)
         layers = self.trainable_layers
         return arguments | {
             "name": arguments.pop("detector"),
@@ -297,8 +272,7 @@ class TrainConfig:
 
     def as_dict(self) -> dict[str, Any]:
         """All options in one plain dictionary, by name."""
-        plain = dataclasses.asdict(self)
-        return plain.pop("model") | plain.pop("data") | plain
+        return flat(self)
 
     @classmethod
     def from_dict(cls, options: Mapping[str, Any]) -> TrainConfig:

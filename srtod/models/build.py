@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import difflib
+import dataclasses
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, TypedDict
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
+
+from srtod._support.fields import near_misses
 
 from .anchors import ANCHORS
 from .backbones import build_backbone
@@ -18,13 +20,10 @@ from .boxes import receptive_fields
 from .detector import Detector
 from .heads import ATSSHead, CascadeHead, FCOSHead, RetinaNetHead, TwoStageHead, rfla_region_proposal_network
 from .necks import FPN, RecursiveFeaturePyramid, RetinaFPN
-from .self_reconstruction import SelfReconstruction
+from .reconstruction import SelfReconstruction, SelfReconstructionOptions
 from .transform import DetectionTransform
 
-if TYPE_CHECKING:
-    from typing_extensions import Unpack
-
-__all__ = ["DETECTORS", "SelfReconstructionOptions", "build_detector"]
+__all__ = ["DETECTORS", "build_detector"]
 
 
 class _Recipe(NamedTuple):
@@ -54,22 +53,6 @@ _RECIPES = {
 DETECTORS = tuple(_RECIPES)
 
 
-class SelfReconstructionOptions(TypedDict, total=False):
-    """The options of `SelfReconstruction` that `build_detector` passes on; documented there."""
-
-    threshold: float | None
-    learn_threshold: bool
-    resize: str
-    surrogate: str
-    alpha: float | None
-    reduction: int
-    padding_in_loss: bool
-    enhancement: str
-    difference: str
-    cutoff: float
-    recompute: bool
-
-
 def build_detector(
     name: str,
     num_classes: int,
@@ -89,7 +72,7 @@ def build_detector(
     scale: float = 1.0,
     sac: bool = True,
     rfla_paper: bool = False,
-    **self_reconstruction_options: Unpack[SelfReconstructionOptions],
+    **self_reconstruction_options: Any,
 ) -> Detector:
     """Builds a detector, with or without self-reconstruction.
 
@@ -123,7 +106,7 @@ def build_detector(
         sac: of DetectoRS: whether its backbones have switchable atrous convolution, as the paper; without it they are
             those of the configuration that SR-TOD's authors released.
         rfla_paper: of RFLA: whether to train as the code that its authors released, see `rfla_region_proposal_network`.
-        self_reconstruction_options: see `SelfReconstruction`.
+        self_reconstruction_options: see `SelfReconstructionOptions`.
 
     Raises:
         TypeError: if an option is unknown.
@@ -176,11 +159,9 @@ def build_detector(
     return Detector(transform, body, neck, head, num_classes, reconstruction)
 
 
-def _check_known(options: SelfReconstructionOptions) -> None:
+def _check_known(options: Mapping[str, Any]) -> None:
     """Raises a TypeError for an option that `build_detector` does not have, with the nearest names."""
     own = list(inspect.signature(build_detector).parameters)[:-1]
-    known = [*own, *SelfReconstructionOptions.__annotations__]
+    known = [*own, *(field.name for field in dataclasses.fields(SelfReconstructionOptions))]
     for name in options.keys() - set(known):
-        near = difflib.get_close_matches(name, known)
-        hint = f"did you mean {' or '.join(near)}?" if near else f"it has {', '.join(known)}"
-        raise TypeError(f"build_detector has no option {name!r}; {hint}")
+        raise TypeError(f"build_detector has no option {name!r}; {near_misses(name, known)}")

@@ -22,6 +22,9 @@ DESCRIPTION = "srtod"
 METRICS = "metrics"
 """Where it holds what the latest evaluation measured."""
 
+BEFORE: dict[str, Any] = {"reconstruction": "paper"}
+"""The values of options that older checkpoints do not name, where the default has changed since."""
+
 PREFIX = "detector."
 """What the names of the detector's weights begin with in a checkpoint."""
 
@@ -61,7 +64,7 @@ def load_detector(path: str | Path, device: str | torch.device = "cpu", **option
         key.removeprefix(PREFIX): value for key, value in checkpoint["state_dict"].items() if key.startswith(PREFIX)
     }
     try:
-        detector = build_detector(**description["model"] | options)
+        detector = build_detector(**BEFORE | description["model"] | options)
         detector.load_state_dict(state)
     except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
         written = description["version"]

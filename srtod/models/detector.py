@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from .checks import check_images, check_targets
-from .self_reconstruction import SelfReconstruction
+from .reconstruction import SelfReconstruction
 from .transform import DetectionTransform
 
 __all__ = ["Detector", "ImageReconstruction"]
@@ -52,7 +52,7 @@ class Detector(nn.Module):
         head: `head(batch, features, targets) -> (detections, losses)`, see `srtod.models.heads`.
         num_classes: number of classes, background included.
         self_reconstruction: enhances the finest level of the pyramid; None for the plain detector. In evaluation mode
-            its `enhance` is called rather than its forward, for whose hooks nothing happens then.
+            its `enhance` is called instead of `forward`, so forward hooks do not run.
     """
 
     def __init__(
@@ -101,7 +101,8 @@ class Detector(nn.Module):
         if self.self_reconstruction is not None:
             finest = next(iter(features))
             if self.training:
-                features[finest], output = self.self_reconstruction(features[finest], pixels, batch.image_sizes)
+                boxes = [target["boxes"] for target in targets]
+                features[finest], output = self.self_reconstruction(features[finest], pixels, batch.image_sizes, boxes)
                 reconstruction_loss["loss_reconstruction"] = output.loss
             else:
                 features[finest] = self.self_reconstruction.enhance(features[finest], pixels, batch.image_sizes)
@@ -134,7 +135,7 @@ class Detector(nn.Module):
         after = _strength(enhanced)
         reconstructions = output.reconstruction
         filters = self.self_reconstruction.filter(output.difference, size)
-        stride = self.self_reconstruction.reconstruction_head.scale
+        stride = self.self_reconstruction.scale
         results = []
         for index, (height, width) in enumerate(batch.image_sizes):
             pixel = (index, slice(None), slice(height), slice(width))

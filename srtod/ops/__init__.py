@@ -12,9 +12,11 @@ from .difference_map import difference_map, high_frequency_difference_map, recon
 from .filtration import filtration
 from .reconstruction_tail import reconstruction_tail
 from .sampled_difference_map import sampled_difference_map
+from .threshold import FiltrationOptions
 
 __all__ = [
     "DGFE",
+    "FiltrationOptions",
     "channel_reweighting",
     "dgfe",
     "dgfe_",

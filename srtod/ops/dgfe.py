@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -11,9 +12,10 @@ from . import reference
 from ._checks import check_floating, check_mlp, check_shape, check_threshold, empty_like
 from ._extension import runs_fused
 from ._registration import register_autograd, register_fake, register_once_differentiable
-from .channel_reweighting import fake_mlp_gradients, fake_pooled
+from .channel_reweighting import channel_reweighting, fake_mlp_gradients, fake_pooled
 from .difference_map import check_images, reconstruction_difference
 from .surrogate import resize_code, resolve_alpha, surrogate_code
+from .threshold import Threshold
 
 
 def dgfe(
@@ -28,6 +30,7 @@ def dgfe(
     resize: str = "nearest",
     surrogate: str = "sigmoid",
     alpha: float | None = None,
+    difference_gradient: bool = False,
 ) -> Tensor:
     """Enhances the features where information was lost, `P2' = Reweighting(P2) * Filtration(D) * P2` (SR-TOD, Eq. 6).
 
@@ -55,6 +58,7 @@ def dgfe(
     """
     mlp = (weight1, bias1, weight2, bias2)
     _check("dgfe", features, threshold, *mlp, difference=difference)
+    difference = difference if difference_gradient else difference.detach()
     tensors = (features, difference, threshold, *mlp)
     codes = (resize_code(resize), surrogate_code(surrogate), resolve_alpha(surrogate, alpha))
     if not runs_fused(features):
@@ -352,71 +356,65 @@ def _(
 register_once_differentiable("_dgfe_from_reconstruction_backward")
 
 
-class DGFE(nn.Module):
+class DGFE(Threshold):
     """`dgfe` with its parameters: the threshold `t` and the shared MLP C -> C / reduction -> C.
 
     Put it behind the neck of any detector: `p2 = DGFE(256)(p2, difference)`.
 
+    At the start the channel weights of the paper are near sigmoid(0) = 0.5, which halves P2 wherever the filter is 1.
+    The detector then gains by any lower threshold. With `identity_start` all channel weights start where they make up
+    for the mean of the filter, so that P2 keeps its scale.
+
     Args:
         channels: C of the features.
         reduction: C / reduction is the width of the MLP's hidden layer.
-        threshold: Initial t in the unit of the difference map, in [0, 1]; the authors start at 4/255 for VisDrone,
-            3/255 for AI-TOD and 40/255 for DroneSwarms.
-        learn_threshold: Make t a parameter. It needs a surrogate other than "none" to learn; keep it out of weight
-            decay and in [0, 1] (`clamp_threshold_`).
-        resize: See `filtration`.
-        surrogate: See `filtration`.
-        alpha: See `filtration`.
-        inplace: Overwrite the features when no gradients are recorded, as in inference.
+        inplace: overwrite the features where no gradients are recorded, as in inference.
+        identity_start: start with all channel weights at 1 / (1 + pass_share) instead of random ones near 0.5.
+        options: threshold, learn_threshold, pass_share, resize, surrogate, alpha and difference_gradient, see
+            `FiltrationOptions`. A threshold needs a surrogate other than "none" to learn. Keep it out of weight decay
+            and in [0, 1] (`clamp_threshold_`).
 
     Raises:
-        ValueError: If `channels` is not a positive multiple of `reduction`, or another argument is not as above.
+        TypeError: if an option is unknown.
+        ValueError: if `channels` is not a positive multiple of `reduction`, or another argument is not as above.
     """
 
-    threshold: Tensor
-
     def __init__(
-        self,
-        channels: int,
-        reduction: int = 16,
-        *,
-        threshold: float = 4 / 255,
-        learn_threshold: bool = True,
-        resize: str = "nearest",
-        surrogate: str = "sigmoid",
-        alpha: float | None = None,
-        inplace: bool = False,
+        self, channels: int, reduction: int = 16, *, inplace: bool = False, identity_start: bool = True, **options: Any
     ) -> None:
-        super().__init__()
+        super().__init__(**options)
         if channels < 1 or reduction < 1 or channels % reduction:
-            raise ValueError(f"DGFE: channels must be a positive multiple of reduction, got {channels} and {reduction}")
-        if not 0.0 <= threshold <= 1.0:
-            raise ValueError(f"DGFE: threshold must be in [0, 1], such as 4 / 255, got {threshold}")
-        resize_code(resize)
-        surrogate_code(surrogate)
-        self.alpha = resolve_alpha(surrogate, alpha)
-        self.resize, self.surrogate, self.inplace = resize, surrogate, inplace
-        if learn_threshold:
-            self.threshold = nn.Parameter(torch.tensor(float(threshold)))
-        else:
-            self.register_buffer("threshold", torch.tensor(float(threshold)))
+            raise ValueError(f"channels must be a positive multiple of reduction, got {channels} and {reduction}")
+        self.inplace = inplace
         self.fc1 = nn.Linear(channels, channels // reduction)
         self.fc2 = nn.Linear(channels // reduction, channels)
+        if identity_start:
+            nn.init.zeros_(self.fc2.weight)
+            # sigmoid(2 b) = 1 / (1 + pass_share): the MLP adds its bias once for the average and once for the maximum.
+            nn.init.constant_(self.fc2.bias, -0.5 * math.log(self.pass_share))
 
-    def forward(self, features: Tensor, difference: Tensor) -> Tensor:
-        """Enhances `features` [N, C, h, w] where `difference` [N, 1, H, W] exceeds the threshold; same shape, dtype."""
-        parameters = (self.threshold, self.fc1.weight, self.fc1.bias, self.fc2.weight, self.fc2.bias)
+    def forward(self, features: Tensor, difference: Tensor, valid: Tensor | None = None) -> Tensor:
+        """Enhances the features where the difference exceeds the threshold.
+
+        Args:
+            features: `[N, C, h, w]`.
+            difference: `[N, 1, H, W]`.
+            valid: which pixels an automatic threshold looks at, see `Threshold.observe`.
+
+        Returns:
+            `[N, C, h, w]` in the dtype and layout of `features`.
+        """
+        size = (features.shape[2], features.shape[3])
+        self.observe(difference, size, valid)
+        mlp = (self.fc1.weight, self.fc1.bias, self.fc2.weight, self.fc2.bias)
+        if self.threshold is None:
+            return features * channel_reweighting(features, *mlp) * self.filter(difference, size).to(features.dtype)
         if self.inplace and not torch.is_grad_enabled():
-            return dgfe_(features, difference, *parameters, resize=self.resize)
-        return dgfe(features, difference, *parameters, resize=self.resize, surrogate=self.surrogate, alpha=self.alpha)
-
-    @torch.no_grad()
-    def clamp_threshold_(self) -> None:
-        """Brings the threshold back into [0, 1]; call it after each optimizer step."""
-        self.threshold.clamp_(0, 1)
+            return dgfe_(features, difference, self.threshold, *mlp, resize=self.resize)
+        return dgfe(features, difference, self.threshold, *mlp, **self.step_options)
 
     def extra_repr(self) -> str:
-        return f"resize={self.resize}, surrogate={self.surrogate}, alpha={self.alpha:g}, inplace={self.inplace}"
+        return f"{super().extra_repr()}, inplace={self.inplace}"
 
 
 def _check(

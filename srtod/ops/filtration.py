@@ -22,6 +22,7 @@ def filtration(
     resize: str = "nearest",
     surrogate: str = "sigmoid",
     alpha: float | None = None,
+    difference_gradient: bool = False,
 ) -> Tensor:
     """`Resize((sign(D - t) + 1) / 2) + 1` (SR-TOD, Eq. 4): 1 where little was lost, 2 where much, 1.5 at a tie.
 
@@ -62,6 +63,7 @@ def filtration(
     if height < 1 or width < 1:
         raise ValueError(f"{op}: size must be (h, w), both at least 1, got {tuple(size)}")
     codes = (resize_code(resize), surrogate_code(surrogate), resolve_alpha(surrogate, alpha))
+    difference = difference if difference_gradient else difference.detach()
     if not runs_fused(difference):
         return reference.filtration(
             difference, threshold, (height, width), resize=resize, surrogate=surrogate, alpha=alpha

@@ -7,10 +7,15 @@ behind it cannot learn. A surrogate keeps the exact step in the forward pass and
 
 from __future__ import annotations
 
-SURROGATES = ("none", "ste", "sigmoid", "atan", "triangle", "rect")
+from typing import Literal, TypeAlias, get_args
+
+Surrogate: TypeAlias = Literal["none", "ste", "sigmoid", "atan", "triangle", "rect"]
+Resize: TypeAlias = Literal["nearest", "max", "area", "bilinear"]
+
+SURROGATES: tuple[str, ...] = get_args(Surrogate)
 """In the order of `enum class Surrogate` in csrc/scalar_math.h."""
 
-RESIZES = ("nearest", "max", "area", "bilinear")
+RESIZES: tuple[str, ...] = get_args(Resize)
 """In the order of `enum class Resize` in csrc/scalar_math.h."""
 
 DEFAULT_ALPHA = {"none": 1.0, "ste": 1.0, "sigmoid": 112.0, "atan": 41.0, "triangle": 32.0, "rect": 32.0}

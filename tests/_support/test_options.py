@@ -71,7 +71,7 @@ def test_options_come_over_the_base_and_the_base_over_the_defaults() -> None:
 
 
 def test_none_is_not_a_choice_where_it_is_a_value() -> None:
-    assert parse_options(TrainConfig, ["--surrogate", "none"]).model.surrogate == "none"
+    assert parse_options(TrainConfig, ["--surrogate", "none"]).model.self_reconstruction_options.surrogate == "none"
     assert parse_options(TrainConfig, ["--norm", "none"]).model.norm is None
 
 

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import inspect
+from dataclasses import fields
 from typing import Any, get_args, get_type_hints
 
 import pytest
 
 from srtod.engine import DataConfig, ModelConfig, TrainConfig
-from srtod.models import DETECTORS, build_detector
+from srtod.models import DETECTORS, SelfReconstructionOptions, build_detector
 from srtod.models.anchors import ANCHORS
 from srtod.models.backbones import BACKBONES
-from srtod.models.build import SelfReconstructionOptions
 
 
 @pytest.mark.parametrize(
@@ -120,4 +120,4 @@ def test_every_option_of_a_detector_can_be_configured() -> None:
     parameters = inspect.signature(build_detector).parameters.values()
     known = {parameter.name for parameter in parameters if parameter.kind is inspect.Parameter.KEYWORD_ONLY}
     given = set(ModelConfig().arguments)
-    assert given == known | {"name"} | set(SelfReconstructionOptions.__annotations__)
+    assert given == known | {"name"} | {field.name for field in fields(SelfReconstructionOptions)}

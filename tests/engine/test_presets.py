@@ -168,6 +168,8 @@ def test_any_configuration_survives_yaml(tmp_path_factory: pytest.TempPathFactor
     files, splits = ("train_json", "train_images", "test_json", "test_images"), ("train_split", "test_split")
     unused = files if options["data"] else splits if options.get("train_json") is not None else (*files, *splits)
     options |= dict.fromkeys(unused)
+    options |= {"reconstruction": "subpixel", "reconstruction_target": "image", "reconstruction_start": 0.0}
+    options["cutoff"] = min(options.get("cutoff", 0.5), 0.5)
     config = TrainConfig.from_dict(options)
     saved = written(tmp_path_factory.mktemp("run"), yaml.safe_dump(config.as_dict(), sort_keys=False))
     assert TrainConfig.from_dict(read_config(saved)) == config

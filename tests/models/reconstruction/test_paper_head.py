@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from srtod.models import ReconstructionHead
-from srtod.models.reconstruction import beside_samples
+from srtod.models.reconstruction.paper_head import rows_beside_samples
 from srtod.ops.reference import nearest
 
 
@@ -68,7 +68,7 @@ def test_features_must_fit(shape: tuple[int, ...]) -> None:
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize("scale", [2, 4, 8])
 @pytest.mark.parametrize("cut", [(0, 0), (1, 2), (3, 1)])
-def test_sampled_difference_is_what_a_nearest_resize_takes(
+def test_predicted_samples_are_what_a_nearest_resize_takes(
     scale: int, cut: tuple[int, int], layout: torch.memory_format, device: torch.device
 ) -> None:
     torch.manual_seed(0)
@@ -77,33 +77,26 @@ def test_sampled_difference_is_what_a_nearest_resize_takes(
         features = torch.randn(2, 16, height, width).double().contiguous(memory_format=layout).to(device)
         image = torch.rand(2, 3, max(scale * height - cut[0], 1), max(scale * width - cut[1], 1)).double().to(device)
         with torch.no_grad():
-            difference, _, _ = head.compare(features, image)
-            sampled = head.sampled_difference(features, image)
-        torch.testing.assert_close(sampled, nearest(difference, (height, width)), rtol=1e-12, atol=1e-12)
+            logits, sampled = head.predict(features, image), head.predict_samples(features, image)
+        torch.testing.assert_close(sampled, nearest(logits, (height, width)), rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("scale", [4, 8])
-def test_single_pixels_around_the_samples_give_the_same_as_their_rows(scale: int) -> None:
-    """What a GPU computes, on the CPU."""
+def test_rows_beside_the_samples_are_those_of_the_whole_map(scale: int) -> None:
     torch.manual_seed(0)
     x, weight = torch.randn(2, 6, 3 * scale, 5 * scale).double(), torch.randn(4, 6, 3, 3).double()
     whole = F.pad(F.conv2d(x, weight, padding=1).relu(), (1, 1, 1, 1))
     for dy in (-1, 0, 1):
         rows = whole[:, :, 1 + dy :][:, :, : 3 * scale : scale]
-        torch.testing.assert_close(beside_samples(x, weight, scale, dy, None), rows[..., 1:-1])
-        for dx in (-1, 0, 1):
-            pixels = rows[..., 1 + dx :][..., : 5 * scale : scale]
-            torch.testing.assert_close(beside_samples(x, weight, scale, dy, dx), pixels)
+        torch.testing.assert_close(rows_beside_samples(x, weight, scale, dy), rows[..., 1:-1])
 
 
-def test_gradients_of_sampled_difference_are_those_of_the_whole_map() -> None:
+def test_gradients_of_predicted_samples_are_those_of_the_whole_map() -> None:
     torch.manual_seed(0)
     head = ReconstructionHead(16).double()
     features, image = torch.randn(2, 16, 6, 5).double().requires_grad_(), torch.rand(2, 3, 24, 20).double()
-    weights = torch.randn(2, 1, 6, 5).double()
-    ours = torch.autograd.grad(
-        (head.sampled_difference(features, image) * weights).sum(), [features, *head.parameters()]
-    )
-    whole = nearest(head.compare(features, image)[0], (6, 5))
+    weights = torch.randn(2, 3, 6, 5).double()
+    ours = torch.autograd.grad((head.predict_samples(features, image) * weights).sum(), [features, *head.parameters()])
+    whole = nearest(head.predict(features, image), (6, 5))
     expected = torch.autograd.grad((whole * weights).sum(), [features, *head.parameters()])
     torch.testing.assert_close(ours, expected, rtol=1e-10, atol=1e-12)

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from srtod.models import ReconstructionHead
-from srtod.models.composition import composed, pays
+from srtod.models.reconstruction.composition import composed, is_cheaper
 
 SIZES = [(1, 1), (1, 2), (2, 1), (2, 2), (1, 6), (3, 2), (5, 7)]
 
@@ -74,11 +74,11 @@ def test_composed_under_autocast(dtype: torch.dtype) -> None:
         assert (ours - exact).norm() < 1.5 * (theirs - exact).norm() + 1e-3 * exact.norm()
 
 
-def test_the_head_composes_where_that_pays_and_gradients_are_recorded() -> None:
+def test_the_head_composes_where_that_is_cheaper_and_gradients_are_recorded() -> None:
     torch.manual_seed(0)
     head = ReconstructionHead(8).double()
-    assert pays(head.up1.conv1, torch.empty(1, 8, 24, 24))
-    assert not pays(head.up1.conv1, torch.empty(1, 8, 23, 25))
+    assert is_cheaper(head.up1.conv1, torch.empty(1, 8, 24, 24))
+    assert not is_cheaper(head.up1.conv1, torch.empty(1, 8, 23, 25))
     features = torch.randn(2, 8, 24, 30).double().requires_grad_()
     logits = head.logits(features)
     names = set()

@@ -11,7 +11,7 @@ from torch.autograd.function import once_differentiable
 
 from srtod.ops.reference import compute_dtype
 
-__all__ = ["composed", "pays", "relu_"]
+__all__ = ["composed", "is_cheaper", "relu_"]
 
 
 def composed(transpose: nn.ConvTranspose2d, conv: nn.Conv2d, x: Tensor) -> Tensor:
@@ -46,7 +46,7 @@ def relu_(x: Tensor) -> Tensor:
     return out
 
 
-def pays(conv: nn.Conv2d, x: Tensor) -> bool:
+def is_cheaper(conv: nn.Conv2d, x: Tensor) -> bool:
     """Whether composing the weights costs less than a sixteenth of the convolution with them."""
     return len(x) * x.shape[2] * x.shape[3] >= 16 * 9 * conv.in_channels
 

@@ -1,8 +1,7 @@
-"""The reconstruction head: from the lowest pyramid level back to the image (SR-TOD, Sec. 3.2)."""
+"""The paper's reconstruction head: from the lowest pyramid level back to the image (SR-TOD, Sec. 3.2)."""
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 from typing import cast
 
@@ -11,17 +10,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from srtod.ops import is_fused, reconstruction_difference, reconstruction_tail, sampled_difference_map, use_reference
-from srtod.ops.reference import nearest_index
+from srtod.ops.reference import nearest
 
-from .composition import composed, pays, relu_
+from .composition import composed, is_cheaper, relu_
 
 __all__ = ["ReconstructionHead", "Up"]
 
 _STRIP = 128
 """Rows of features that are recomputed at once, at most."""
 
-_SEEN = 3
+_REACH = 3
 """How many rows of features the reconstruction of a row depends on beyond its own, in either direction."""
 
 
@@ -58,7 +56,7 @@ class Up(nn.Module):
         block would keep for the backward pass.
         """
         # Not compiled: torch 2.11 gets the gradients wrong then.
-        if torch.is_grad_enabled() and not torch.compiler.is_compiling() and pays(self.conv1, x):
+        if torch.is_grad_enabled() and not torch.compiler.is_compiling() and is_cheaper(self.conv1, x):
             return composed(self.transpose, self.conv1, x)
         return relu_(self.conv1(self.transpose(x)))
 
@@ -77,6 +75,9 @@ class ReconstructionHead(nn.Sequential):
     Raises:
         ValueError: if `scale` is not a power of two above 1, or does not divide `in_channels`.
     """
+
+    from_logits = True
+    learns = True
 
     out: nn.Conv2d
 
@@ -112,102 +113,79 @@ class ReconstructionHead(nn.Sequential):
         return self.logits(features).sigmoid()
 
     def logits(self, features: Tensor) -> Tensor:
-        """The reconstruction before its sigmoid, `[N, 3, scale * h, scale * w]`; see `forward`."""
-        return cast("Tensor", self.out(self._decode(features)))
+        """The reconstruction before its sigmoid, `[N, 3, scale * h, scale * w]`; see `forward`.
 
-    def _decode(self, features: Tensor) -> Tensor:
-        """What the output convolution, and nothing else, works on, `[N, in_channels / scale, scale * h, scale * w]`."""
-        return relu_(self._last_up.conv2(self._expand_last(features)))
+        Under autocast they are float32 all the same, so that a difference of a few grey levels is not rounded.
+        """
+        x = relu_(self._last_up.conv2(self._expand_last(features)))
+        with torch.autocast(x.device.type, enabled=False):
+            return cast("Tensor", self.out(x.to(self.out.weight.dtype)))
 
-    def compare(
-        self, features: Tensor, image: Tensor, *, valid_size: Tensor | None = None, recompute: bool = False
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Reconstructs the image and compares it with the real one: difference map, mean squared error and logits.
+    def predict(self, features: Tensor, image: Tensor, *, recompute: bool = False) -> Tensor:
+        """The logits of the image, `[N, 3, H, W]`.
 
         Args:
-            features: as in `forward`.
-            image: `[N, 3, H, W]` in [0, 1], the top-left part of what is reconstructed.
-            valid_size: where the error counts, see `srtod.ops.reconstruction_tail`, which also says what is returned.
-            recompute: whether the backward pass computes the head's maps anew, strip by strip, instead of keeping them;
-                the logits are then compared in a pass of their own.
+            features: `[N, in_channels, h, w]`.
+            image: `[N, 3, H, W]`, the top-left part of what is reconstructed; its size alone counts.
+            recompute: whether the backward pass computes the head's maps anew, strip by strip, instead of keeping them.
 
         Raises:
             ValueError: as `forward`.
         """
+        height, width = image.shape[-2:]
         if not (recompute and torch.is_grad_enabled()):
-            return self._compare(features, image, valid_size)
+            return self.logits(features)[:, :, :height, :width]
         self._check(features)
-        logits = _joined(
-            [self._logits_in_strips(*pair) for pair in zip(features.split(1), image.split(1), strict=True)]
-        )
-        difference, mse = reconstruction_difference(
-            logits, image.to(logits.dtype), from_logits=True, valid_size=valid_size
-        )
-        return difference.to(image.dtype), mse, logits
+        rows = -(-height // self.scale)
+        return torch.cat([self._logits_in_strips(one, rows) for one in features.split(1)])[:, :, :height, :width]
 
-    def _compare(self, features: Tensor, image: Tensor, valid_size: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-        return reconstruction_tail(self._decode(features), self.out.weight, self._bias, image, valid_size=valid_size)
-
-    def _logits_in_strips(self, features: Tensor, image: Tensor) -> Tensor:
-        """The logits of one image, of which the backward pass recomputes one strip of rows after the other."""
-        form = contextlib.nullcontext if is_fused(features.device) else use_reference  # the backward pass may ask again
-
-        def logits(x: Tensor, y: Tensor) -> Tensor:
-            with form():
-                return self._compare(x, y, None)[2]
-
-        height, strips = -(-image.shape[2] // self.scale), []
-        count = -(-height // _STRIP)
-        edges = [height * index // count for index in range(count + 1)]
+    def _logits_in_strips(self, features: Tensor, rows: int) -> Tensor:
+        """The logits of the first rows of features, of which the backward pass recomputes one strip after the other."""
+        count = -(-rows // _STRIP)
+        edges = [rows * index // count for index in range(count + 1)]
+        strips = []
         for top, bottom in itertools.pairwise(edges):
-            first, last = max(top - _SEEN, 0), min(bottom + _SEEN, features.shape[2])
+            first, last = max(top - _REACH, 0), min(bottom + _REACH, features.shape[2])
             strip: Tensor = checkpoint(
-                logits,
+                self.logits,
                 features[:, :, first:last],
-                image[:, :, self.scale * first : self.scale * last],
                 use_reentrant=False,
                 preserve_rng_state=False,  # nothing here is random
             )
             strips.append(strip[:, :, self.scale * (top - first) : self.scale * (bottom - first)])
-        return _joined(strips, dim=2)
+        return torch.cat(strips, dim=2)
 
-    def sampled_difference(self, features: Tensor, image: Tensor) -> Tensor:
-        """The difference map at the pixels that a nearest resize to the features' size looks at, and at no others.
+    def predict_samples(self, features: Tensor, image: Tensor) -> Tensor:
+        """The logits at the pixels that a nearest resize to the features' size takes, and at no others: for inference.
 
-        Those are one in `scale * scale`. The output convolution, the sigmoid and the difference run for them alone, and
-        the last 3x3 convolution, at scale 4, on the 9 pixels of 16 around them: on a GPU nine strided convolutions. On
-        the CPU three strided by rows, over 12 of 16: there nine are no faster than one over all pixels.
+        Those are one in `scale * scale`. At scale 4 the last 3x3 convolution runs on the three rows of four, and the
+        output convolution on the one pixel of sixteen, that they need.
 
         Args:
             features: as in `forward`.
-            image: `[N, 3, H, W]` in [0, 1], the top-left part of what the head reconstructs.
+            image: as in `predict`.
 
         Returns:
-            `[N, 1, h, w]` in float32 (float64 for float64 features): logits are not rounded to half precision, so that
-            a comparison with a threshold is exact.
+            `[N, 3, h, w]`.
 
         Raises:
             ValueError: as `forward`.
         """
-        x, conv = self._expand_last(features), self._last_up.conv2
-        h, w = features.shape[-2:]
-        if self.scale < 4 or image.shape[-2:] != (self.scale * h, self.scale * w):
-            maps = _around(F.relu(conv(x), inplace=True), (h, w), (image.shape[2], image.shape[3]))
-        else:
-            maps = [
-                beside_samples(x, conv.weight, self.scale, dy, dx)
-                for dy in (-1, 0, 1)
-                for dx in ((-1, 0, 1) if x.is_cuda else (None,))
-            ]
-        return sampled_difference_map(maps, self.out.weight, self._bias, image)
+        scale, (h, w) = self.scale, (features.shape[2], features.shape[3])
+        if scale < 4 or image.shape[-2:] != (scale * h, scale * w):
+            return nearest(self.predict(features, image), (h, w))
+        x, conv, out = self._expand_last(features), self._last_up.conv2, self.out
+        dtype, logits = out.weight.dtype, out.get_parameter("bias")[:, None, None]
+        for row in range(3):
+            part = rows_beside_samples(x, conv.weight, scale, row - 1).to(dtype)
+            with torch.autocast(x.device.type, enabled=False):
+                weight = out.weight[:, :, row : row + 1]
+                logits = logits + F.conv2d(part, weight, stride=(1, scale), padding=(0, 1))
+        return logits
 
     @property
     def _last_up(self) -> Up:
         return cast("Up", self[-2])
-
-    @property
-    def _bias(self) -> Tensor:
-        return cast("Tensor", self.out.bias)
 
     def _expand_last(self, features: Tensor) -> Tensor:
         self._check(features)
@@ -226,27 +204,9 @@ class ReconstructionHead(nn.Sequential):
             )
 
 
-def _joined(parts: list[Tensor], dim: int = 0) -> Tensor:
-    return parts[0] if len(parts) == 1 else torch.cat(parts, dim)
-
-
-def beside_samples(x: Tensor, weight: Tensor, scale: int, dy: int, dx: int | None) -> Tensor:
-    """`ReLU(Conv3x3(x))` at the pixels (scale * i + dy, scale * j + dx), zeros where they are outside; dx None: at all
-    pixels of the rows `scale * i + dy`."""
-    h, w = x.shape[2] // scale, x.shape[3] // scale
-    if dx is None:
-        out = F.conv2d(x, weight, stride=(scale, 1), padding=(1 - dy, 1))[:, :, :h]
-    else:
-        out = F.conv2d(x, weight, stride=scale, padding=(1 - dy, 1 - dx))[:, :, :h, :w]
+def rows_beside_samples(x: Tensor, weight: Tensor, scale: int, dy: int) -> Tensor:
+    """`ReLU(Conv3x3(x))` in the rows `scale * i + dy`, zeros where they are outside: `[N, C, h, W]`."""
+    out = F.conv2d(x, weight.to(x.dtype), stride=(scale, 1), padding=(1 - dy, 1))[:, :, : x.shape[2] // scale]
     if dy == -1:
         out[:, :, 0] = 0  # above the map there is the output convolution's padding
-    if dx == -1:
-        out[..., 0] = 0
     return F.relu(out, inplace=True)
-
-
-def _around(x: Tensor, sampled: tuple[int, int], size: tuple[int, int]) -> list[Tensor]:
-    """The nine pixels around each sample of a nearest resize from `size` to `sampled`, row by row, wherever it is."""
-    x = F.pad(x, (1, 1, 1, 1))
-    rows, columns = (nearest_index(to, of, x.device) for to, of in zip(sampled, size, strict=True))
-    return [x.index_select(2, rows + dy).index_select(3, columns + dx) for dy in range(3) for dx in range(3)]

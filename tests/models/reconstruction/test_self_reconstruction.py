@@ -1,6 +1,5 @@
 """The plug between neck and head: loss, padding, sizes, threshold, in-place form, the paper's ablations."""
 
-import contextlib
 import copy
 import math
 from collections.abc import Callable
@@ -11,8 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from srtod.models import ReconstructionHead, SelfReconstruction
-from srtod.models.enhancement import Attention
-from srtod.ops import DGFE, reference, use_reference
+from srtod.ops import reference
+from srtod.ops.reference import nearest
 
 VARIANTS: dict[str, dict[str, object]] = {
     "default": {},
@@ -25,6 +24,10 @@ VARIANTS: dict[str, dict[str, object]] = {
     "multiplication_without_threshold": {"enhancement": "multiplication", "threshold": None},
     "concatenation_without_threshold": {"enhancement": "concatenation", "threshold": None},
     "multiplication_fixed": {"enhancement": "multiplication", "learn_threshold": False},
+    "subpixel": {"reconstruction": "subpixel"},
+    "resampled": {"reconstruction": "resampled"},
+    "auto": {"reconstruction": "subpixel", "threshold": "auto"},
+    "soft": {"enhancement": "soft"},
     "high_frequency": {"difference": "high_frequency"},
     "high_frequency_multiplication": {"difference": "high_frequency", "enhancement": "multiplication", "cutoff": 0.1},
 }
@@ -87,12 +90,13 @@ def test_odd_sizes(size: tuple[int, int]) -> None:
 def test_stride_eight() -> None:
     enhanced, output = make(scale=8)(torch.randn(1, 16, 3, 4), torch.rand(1, 3, 24, 32))
     assert enhanced.shape == (1, 16, 3, 4)
-    assert output.logits.shape == (1, 3, 24, 32)
+    assert output.prediction.shape == (1, 3, 24, 32)
 
 
+@pytest.mark.parametrize("difference_gradient", [False, True])
 @pytest.mark.parametrize("surrogate", ["none", "ste", "sigmoid", "atan", "triangle", "rect"])
-def test_gradients(surrogate: str) -> None:
-    module = make(surrogate=surrogate, threshold=0.25)
+def test_gradients(surrogate: str, difference_gradient: bool) -> None:
+    module = make(surrogate=surrogate, threshold=0.25, difference_gradient=difference_gradient)
     features, image = example()
     features.requires_grad_()
     enhanced, _ = module(features, image)
@@ -100,7 +104,7 @@ def test_gradients(surrogate: str) -> None:
     learns = surrogate != "none"  # the authors' zero gradient reaches neither the threshold nor the head
     assert bool(module.dgfe.threshold.grad) == learns
     head = module.reconstruction_head.out.weight.grad
-    assert (head is not None and bool(head.any())) == learns
+    assert (head is not None and bool(head.any())) == (learns and difference_gradient)
     assert features.grad is not None
     assert features.grad.any()
 
@@ -204,7 +208,7 @@ def test_every_variant_compiles_without_graph_break(
 ) -> None:
     if composes and variant != "default":
         pytest.skip("the head is the same in all variants")
-    monkeypatch.setattr("srtod.models.reconstruction.pays", lambda *_: composes)
+    monkeypatch.setattr("srtod.models.reconstruction.paper_head.is_cheaper", lambda *_: composes)
     torch.compiler.reset()
     module = make(**VARIANTS[variant])
     other = copy.deepcopy(module)
@@ -237,6 +241,7 @@ def test_every_variants_state_dict(variant: str) -> None:
         "concatenation": {"concatenation.threshold", "concatenation.conv.weight", "concatenation.conv.bias"},
         "concatenation_without_threshold": {"concatenation.conv.weight", "concatenation.conv.bias"},
         "without_threshold": mlp,
+        "auto": mlp | {f"dgfe.{name}" for name in ("threshold", "quantiles", "steps", "settled")},
         "high_frequency_multiplication": {"multiplication.threshold"},
     }.get(variant, mlp | {"dgfe.threshold"})
 
@@ -288,23 +293,7 @@ def test_without_a_threshold_the_map_itself_is_resized(resize: str) -> None:
     torch.testing.assert_close(module.filter(difference, (8, 10)), resizes[resize](difference) + 1)
 
 
-@pytest.mark.parametrize("surrogate", ["none", "sigmoid", "atan"])
-@pytest.mark.parametrize("resize", ["nearest", "max", "area"])
-def test_attention_is_dgfe(resize: str, surrogate: str) -> None:
-    """So DGFE without a threshold differs from DGFE in the threshold alone."""
-    torch.manual_seed(0)
-    fused = DGFE(16, threshold=0.3, resize=resize, surrogate=surrogate)
-    plain = Attention(16, threshold=0.3, resize=resize, surrogate=surrogate)
-    plain.load_state_dict(fused.state_dict())
-    results = []
-    for module in (fused, plain):
-        features = torch.randn(2, 16, 6, 8, generator=torch.Generator().manual_seed(1)).requires_grad_()
-        difference = torch.rand(2, 1, 24, 32, generator=torch.Generator().manual_seed(2)).requires_grad_()
-        enhanced = module(features, difference)
-        enhanced.square().sum().backward()
-        results.append([enhanced.detach(), features.grad, difference.grad, *(p.grad for p in module.parameters())])
-    for fused_result, plain_result in zip(*results, strict=True):
-        torch.testing.assert_close(plain_result, fused_result, rtol=1e-4, atol=1e-5)
+def test_attention_is_dgfe() -> None:
     assert make(enhancement="attention").state_dict().keys() == make().state_dict().keys()
     features, image = example()
     assert torch.equal(make(enhancement="attention")(features, image)[0], make()(features, image)[0])
@@ -340,7 +329,7 @@ def test_high_frequency_map_guides_and_the_loss_stays_of_pixels(padding_in_loss:
     module = make(difference="high_frequency", cutoff=0.1, padding_in_loss=padding_in_loss)
     enhanced, output = module(features, image, sizes)
     expected = reference.high_frequency_difference_map(
-        output.logits, image, cutoff=0.1, from_logits=True, valid_size=torch.tensor(sizes)
+        output.prediction, image, cutoff=0.1, from_logits=True, valid_size=torch.tensor(sizes)
     )
     torch.testing.assert_close(output.difference, expected, atol=1e-6, rtol=0)
     torch.testing.assert_close(enhanced, module.dgfe(features, output.difference))
@@ -360,19 +349,25 @@ def test_none_leaves_the_loss_alone() -> None:
     [
         (
             {"enhancement": "sum"},
-            "enhancement must be one of dgfe, none, multiplication, concatenation, attention, got 'sum'",
+            "enhancement must be one of dgfe, soft, none, multiplication, concatenation, attention, got 'sum'",
         ),
         ({"difference": "low"}, "difference must be one of pixel, high_frequency, got 'low'"),
         ({"cutoff": 0.6}, r"cutoff must be in \[0, 0.5\] cycles per pixel, such as 1 / 32, got 0.6"),
-        ({"cutoff": math.nan}, "cutoff must be in"),
-        ({"threshold": 4.0}, r"threshold must be in \[0, 1\], such as 4 / 255, got 4.0"),
-        (
-            {"enhancement": "multiplication", "threshold": 4.0},
-            r"threshold must be in \[0, 1\], such as 4 / 255, or None",
-        ),
+        ({"cutoff": math.nan}, "cutoff must be a number, got nan"),
+        ({"threshold": 4.0}, "threshold must be from 0 to 1, got 4.0"),
+        ({"enhancement": "multiplication", "threshold": 4.0}, "threshold must be from 0 to 1, got 4.0"),
+        ({"threshold": "4/255"}, "threshold must be a number or one of auto or none, got '4/255'"),
+        ({"pass_share": 0.0}, "pass_share must be between 0 and 1, got 0.0"),
+        ({"pass_share": 1.0}, "pass_share must be between 0 and 1, got 1.0"),
+        ({"reconstruction": "unet"}, "reconstruction must be one of paper, subpixel, resampled, got 'unet'"),
+        ({"reconstruction_target": "edges"}, "reconstruction_target must be one of image, weighted_image, boxes"),
+        ({"reconstruction_target": "boxes"}, "reconstruction_target='boxes' predicts a mask"),
+        ({"reconstruction": "resampled", "enhancement": "none"}, "reconstruction='resampled' learns nothing"),
+        ({"reconstruction_start": 0.3}, "reconstruction_start needs a filter that lets nothing pass until then"),
+        ({"reconstruction_weight": 0.0}, "reconstruction_weight must be positive, got 0.0"),
         ({"enhancement": "concatenation", "resize": "cubic"}, "resize must be one of nearest, max, area, bilinear"),
         ({"enhancement": "multiplication", "surrogate": "tanh"}, "surrogate must be one of none, ste"),
-        ({"enhancement": "multiplication", "alpha": 0.0}, "alpha must be a positive finite number"),
+        ({"enhancement": "multiplication", "alpha": 0.0}, "alpha must be positive, got 0.0"),
         ({"threshold": None, "reduction": 5}, "channels must be a positive multiple of reduction, got 16 and 5"),
     ],
 )
@@ -406,7 +401,8 @@ def test_the_filter_of_sampled_pixels_is_that_of_the_whole_map(
         image = torch.rand(2, 3, height, width).to(device)
         with torch.no_grad(), torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
             whole = module(features, image)[1].difference
-            sampled = module.reconstruction_head.sampled_difference(features, image)
+            logits = module.reconstruction_head.predict_samples(features, image)
+            sampled = reference.difference_map(logits, nearest(image, (20, 24)), from_logits=True)
         ours, theirs = module.filter(sampled, (20, 24)), module.filter(whole, (20, 24))
         assert 0.1 < (theirs == 2).float().mean() < 0.9
         flips += int((ours != theirs).sum())
@@ -428,9 +424,9 @@ def test_recomputing_changes_nothing(padding_in_loss: bool, dtype: torch.dtype) 
             if dtype == torch.float64:
                 module, x, image = module.double(), x.detach().double().requires_grad_(), image.double()
             enhanced, output = module(x, image, sizes)
-        (enhanced.double().square().sum() + output.loss + output.logits.double().sin().mean()).backward()
+        (enhanced.double().square().sum() + output.loss + output.prediction.double().sin().mean()).backward()
         parameters = {name: parameter.grad for name, parameter in module.named_parameters()}
-        results.append((enhanced, *output, x.grad, parameters))
+        results.append((enhanced, *output[:3], x.grad, parameters))
     if dtype == torch.float64:
         torch.testing.assert_close(*results, rtol=1e-10, atol=1e-12)
         return
@@ -445,8 +441,8 @@ def test_recomputing_changes_nothing(padding_in_loss: bool, dtype: torch.dtype) 
 def test_recomputing_by_strips_changes_nothing(
     scale: int, composes: bool, device: torch.device, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("srtod.models.reconstruction._STRIP", 4)
-    monkeypatch.setattr("srtod.models.reconstruction.pays", lambda *_: composes)
+    monkeypatch.setattr("srtod.models.reconstruction.paper_head._STRIP", 4)
+    monkeypatch.setattr("srtod.models.reconstruction.paper_head.is_cheaper", lambda *_: composes)
     torch.manual_seed(0)
     head = ReconstructionHead(16, scale).double().to(device)
     # The last image is far smaller than what its features cover.
@@ -454,25 +450,13 @@ def test_recomputing_by_strips_changes_nothing(
         features = torch.randn(2, 16, rows, 3).double().to(device).requires_grad_()
         size = (scale * rows - cut, scale * 3 - min(cut, 1))
         image = torch.rand(2, 3, *size).double().to(device)
-        valid_size = torch.tensor([size, (2, 5)], device=device)
         results = []
         for recompute in (True, False):
-            difference, mse, logits = head.compare(features, image, valid_size=valid_size, recompute=recompute)
-            loss = mse + (difference * image[:, :1]).sum() + (logits * image).sum()
-            results.append((difference, mse, logits, torch.autograd.grad(loss, [features, *head.parameters()])))
+            logits = head.predict(features, image, recompute=recompute)
+            assert logits.shape == image.shape
+            loss = (logits * image).sum()
+            results.append((logits, torch.autograd.grad(loss, [features, *head.parameters()])))
         torch.testing.assert_close(*results, rtol=1e-10, atol=1e-12)
-
-
-def test_what_is_recomputed_takes_the_ops_of_the_forward_pass() -> None:
-    features, image = example()
-    losses = []
-    for reference_alone in (False, True):
-        module = make()
-        with use_reference() if reference_alone else contextlib.nullcontext():
-            enhanced, output = module(features, image)
-        (output.loss + enhanced.square().mean()).backward()
-        losses.append([parameter.grad for parameter in module.parameters()])
-    torch.testing.assert_close(*losses)
 
 
 def test_recomputing_keeps_no_map_of_the_head() -> None:
