@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import shlex
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -28,12 +29,13 @@ def main() -> None:
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", module="lightning")
     try:
-        folder, metrics = train(config)
+        trained = train(config)
     except (FloatingPointError, MemoryError) as error:
         raise SystemExit(f"error: {error}") from None
     if is_main_process():
-        print(format_table(metrics))
-        print(f"{folder}: checkpoints, logs and report")
+        print(format_table(trained.metrics))
+        print(f"{trained.folder}: checkpoints, logs and report")
+        print(f"next: srtod predict {shlex.quote(str(trained.best))} YOUR_IMAGES OUT")
 
 
 def parse_run(config: type[Config], **about: str) -> Config:
@@ -69,16 +71,16 @@ class _ListPresets(argparse.Action):
 
 
 def _configuration(given: Mapping[str, Any]) -> dict[str, Any]:
-    """What `--config`, or else the run that `--resume` goes on with, sets."""
+    """The options that `--config` sets, or those of the run that `--resume` names."""
     from srtod.engine.presets import read_config
-    from srtod.engine.resume import check_options, read_run
+    from srtod.engine.run import check_options, read_run
 
     run_folder, config = given.get("resume"), given.get("config")
     if run_folder is not None and config is not None:
         raise ValueError("--resume takes the configuration of the run that it goes on with; leave out --config")
     if run_folder is not None:
         saved = read_run(Path(run_folder))
-        # Here, where it is known what was typed: later, an option that equals the default looks as if nobody gave it.
+        # Checked here too: later, an option that equals its default looks as if nobody had typed it.
         check_options(given, saved, Path(run_folder))
         return saved.as_dict()
     return {} if config is None else read_config(config)

@@ -1,7 +1,7 @@
 """Training: a Lightning module, a data module and callbacks, and `train`, which runs them from a configuration."""
 
 from .callbacks import Evaluation
-from .checkpointing import AtomicCheckpointIO
+from .callbacks.checkpoints import AtomicCheckpointIO
 from .config import DataConfig, ModelConfig, TrainConfig
 from .data import DetectionData
 from .distributed import is_main_process

@@ -1,19 +1,20 @@
-"""The logs of a run in `logs/`, CSV and TensorBoard, which a resumed run goes on with."""
+"""The logs of a run in `logs/`: CSV, TensorBoard and Weights & Biases. A resumed run continues them."""
 
 from __future__ import annotations
 
 import csv
+import secrets
 import warnings
 from pathlib import Path
 
-from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
+from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
 
 from .distributed import is_main_process
-from .monitoring import wandb_logger
 
-__all__ = ["make_loggers"]
+__all__ = ["check_wandb", "make_loggers", "wandb_logger"]
 
 LOGS = "logs"
+WANDB_ID = "wandb_id"
 
 
 def make_loggers(folder: Path, wandb: str | None = None, step: int | None = None) -> list[Logger]:
@@ -22,8 +23,8 @@ def make_loggers(folder: Path, wandb: str | None = None, step: int | None = None
     Args:
         folder: the run's folder.
         wandb: a project of Weights & Biases to log to as well.
-        step: the step that a resumed run goes on from; what was logged at it or later is taken out, for it comes again.
-            None: the run is new.
+        step: the optimizer step that a run is resumed from; what was logged at it or later is removed, since the run
+            logs it again. None: the run is new.
     """
     table, board = CSVLogger(folder, name="", version=LOGS), TensorBoardLogger(folder, name="", version=LOGS)
     if step is not None:
@@ -33,10 +34,44 @@ def make_loggers(folder: Path, wandb: str | None = None, step: int | None = None
     return [table, board, *([] if wandb is None else [wandb_logger(folder, wandb)])]
 
 
-def _keep_rows(logger: CSVLogger, step: int) -> None:
-    """Lets Lightning's logger, which deletes the file that it finds, go on with the rows before a step.
+def check_wandb(project: str | None) -> None:
+    """Checks that Weights & Biases is installed if a run is to log to it.
 
-    At every moment the rows are in the file, or in the one with `.part` behind its name.
+    Raises:
+        ValueError: if it is not installed.
+    """
+    if project is not None:
+        try:
+            WandbLogger(project=project)  # does not start a run yet
+        except ModuleNotFoundError as error:
+            raise ValueError(
+                "wandb is set, but Weights & Biases is not installed; install it (pip install wandb) or leave wandb out"
+            ) from error
+
+
+def wandb_logger(folder: Path, project: str) -> WandbLogger:
+    """The logger of a run at Weights & Biases, named after its folder; a resumed run continues the same entry.
+
+    The settings of Weights & Biases apply: with `WANDB_MODE=offline` it only writes to `logs/wandb`, for a later
+    `wandb sync`.
+
+    Args:
+        folder: the run's folder.
+        project: the project's name.
+    """
+    logs = folder / LOGS
+    identity = logs / WANDB_ID
+    if is_main_process() and not identity.is_file():
+        logs.mkdir(exist_ok=True)
+        identity.write_text(secrets.token_hex(4))
+    run = identity.read_text() if identity.is_file() else None  # only rank 0 needs it
+    return WandbLogger(name=folder.name, save_dir=logs, project=project, version=run)
+
+
+def _keep_rows(logger: CSVLogger, step: int) -> None:
+    """Keeps the rows before a step; Lightning's logger would delete the file that it finds.
+
+    At every moment the rows are in the file itself, or in the one with `.part` added to its name.
     """
     path = Path(logger.log_dir) / "metrics.csv"
     part = path.with_name(f"{path.name}.part")

@@ -31,12 +31,13 @@ from srtod.evaluation import (
 from srtod.models.checkpoint import TrainedDetector
 from srtod.visualization import SCORE
 
+from .callbacks.pictures import NO_DETECTIONS, sample_panel
 from .config import TrainConfig
-from .panels import NO_DETECTIONS, sample_panel
 
-__all__ = ["REPORT", "source_commit", "write_report"]
+__all__ = ["REPORT", "SUMMARY", "source_commit", "write_report"]
 
 REPORT = "report"
+SUMMARY = f"{REPORT}/metrics.json"
 
 
 def write_report(

@@ -12,7 +12,7 @@ import yaml
 from srtod._support import files as _files
 from srtod._support.files import replacing, replacing_folder
 from srtod.engine.config import TrainConfig
-from srtod.engine.training import start_folder
+from srtod.engine.run import start_folder
 
 ERRORS = [ValueError("wrong"), OSError(28, "No space left on device"), KeyboardInterrupt()]
 

@@ -19,7 +19,6 @@ import torch
 
 import srtod.train
 from srtod.engine import DataConfig, DetectionData, DetectionModule
-from srtod.engine.logs import make_loggers
 from srtod.engine.sampling import EpochSampler, shard
 from srtod.models.checkpoint import read_checkpoint
 
@@ -131,17 +130,6 @@ def test_two_processes_train_and_evaluate_as_one(tmp_path: Path) -> None:
             torch.testing.assert_close(
                 value, others[name], rtol=1e-3, atol=1e-5, msg=lambda text, name=name: f"{name}: {text}"
             )
-
-
-@pytest.mark.parametrize("first", [False, True])
-def test_only_the_first_process_takes_rows_out_of_the_log(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, first: bool
-) -> None:
-    monkeypatch.setattr("srtod.engine.logs.is_main_process", lambda: first)
-    (tmp_path / "logs").mkdir()
-    (tmp_path / "logs" / "metrics.csv").write_text("step,AP\n1,0.1\n2,0.2\n")
-    make_loggers(tmp_path, step=2)
-    assert [row["step"] for row in rows(tmp_path)] == (["1"] if first else ["1", "2"])
 
 
 @pytest.mark.slow

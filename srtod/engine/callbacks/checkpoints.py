@@ -1,9 +1,7 @@
-"""When a run saves its checkpoints, and what has to be in them so that it can go on as if it had never stopped."""
+"""Checkpoints of a run: when they are saved, and what they hold so that a resumed run ends as an unbroken one."""
 
 from __future__ import annotations
 
-import hashlib
-import json
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,36 +14,23 @@ import torch
 from lightning.pytorch.callbacks import Callback, Checkpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
-from srtod.data import DetectionDataset
 from srtod.models.checkpoint import read_checkpoint, write_checkpoint
 
-from .callbacks import Evaluation
-from .distributed import gather, is_main_process
+from ..distributed import gather, is_main_process
+from .evaluation import Evaluation
 
-__all__ = ["BEST", "LAST", "AtomicCheckpointIO", "Checkpoints", "RandomState", "best_detections", "fingerprint"]
+__all__ = ["BEST", "LAST", "RANDOM_STATE", "AtomicCheckpointIO", "Checkpoints", "RandomState", "best_detections"]
 
-BEST, LAST = "best.ckpt", "last.ckpt"
+BEST, LAST = "checkpoints/best.ckpt", "checkpoints/last.ckpt"
+"""Where a run's folder holds its checkpoints."""
+
 RANDOM_STATE = "random_state"
 """Where a checkpoint holds the state of the random generators of each process."""
 
 
 def best_detections(best: Path, step: int) -> Path:
-    """Where the detections of `best.ckpt`, saved at this step, are kept: whatever fails, not those of another one."""
+    """The file with the detections of `best.ckpt`; the step in its name ties it to the checkpoint of that step."""
     return best.with_name(f"best_detections_{step}.pt")
-
-
-def fingerprint(dataset: DetectionDataset) -> tuple[int, str]:
-    """The number of images of a set, and a hash of their names, ids, boxes and categories, in their order."""
-    truth = dataset.ground_truth
-    rows = [
-        [[image["file_name"], image["id"]] for image in truth["images"]],
-        [
-            [entry["image_id"], entry["category_id"], entry["bbox"], entry.get("iscrowd", 0)]
-            for entry in truth["annotations"]
-        ],
-    ]
-    # float, such as NumPy's numbers
-    return len(truth["images"]), hashlib.sha256(json.dumps(rows, default=float).encode()).hexdigest()
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -60,17 +45,17 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         return read_checkpoint(path)
 
 
-class Checkpoints(Checkpoint):
-    """Keeps `best.ckpt`, the highest AP, and `last.ckpt`: the last finished epoch, or a later step of the one after.
+class Checkpoints(Checkpoint):  # this name is a key in checkpoints: a run saved under another name cannot be resumed
+    """Keeps `best.ckpt`, with the highest AP, and `last.ckpt`, of the last epoch or of a later step.
 
-    Unlike Lightning's `ModelCheckpoint` it knows the best AP also after its folder was moved.
+    Unlike Lightning's `ModelCheckpoint`, it still knows the best AP after its folder was moved.
 
     Args:
-        folder: where they go; rank 0 tells the other processes.
-        evaluation: whose detections are kept beside `best.ckpt`, for the report.
-        save_every: optimizer steps between saves of `last.ckpt` within an epoch; None saves at its end alone.
-        random_state: what puts the random generators into the checkpoints, a callback too.
-        data: the `fingerprint` of each set, which a run that goes on must have too.
+        folder: the run's folder, as rank 0 knows it; rank 0 tells the other processes.
+        evaluation: the evaluation whose detections are kept beside `best.ckpt`, for the report.
+        save_every: optimizer steps between saves of `last.ckpt` within an epoch; None saves at its end only.
+        random_state: the callback that adds the state of the random generators to checkpoints.
+        data: number of images and hash of each set, see `srtod.engine.run.fingerprint`.
 
     Attributes:
         best: the highest AP so far, None before the first evaluation.
@@ -99,13 +84,13 @@ class Checkpoints(Checkpoint):
     def on_train_batch_end(
         self, trainer: L.Trainer, module: L.LightningModule, outputs: Any, batch: Any, batch_index: int
     ) -> None:
-        # Only behind a step: gradients that are being accumulated are in no checkpoint. Not behind the last of an
-        # epoch: its evaluation follows, then the epoch's own save, and Lightning would resume behind the evaluation.
+        # Save only after an optimizer step, since no checkpoint holds accumulated gradients. Don't save after the last
+        # step of an epoch: a run resumed from there would skip the evaluation. The epoch's own save follows.
         batches = batch_index + 1
         stepped = batches % trainer.accumulate_grad_batches == 0 and batches < trainer.num_training_batches
         if self.save_every is not None and stepped and trainer.global_step % self.save_every == 0:
             for logger in trainer.loggers:
-                logger.save()  # what was logged up to here is not logged again
+                logger.save()  # a resumed run keeps the rows before this step and logs the later ones again
             self._save(trainer, LAST)
 
     def on_validation_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
@@ -117,7 +102,7 @@ class Checkpoints(Checkpoint):
                 write_checkpoint(self.evaluation.detections, detections)
             self._save(trainer, BEST)
             if is_main_process():
-                for other in set(self.folder.glob("best_detections_*.pt")) - {detections}:
+                for other in set(detections.parent.glob("best_detections_*.pt")) - {detections}:
                     other.unlink()
 
     def on_train_epoch_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
@@ -127,7 +112,7 @@ class Checkpoints(Checkpoint):
         self._save(trainer, LAST)
 
     def _save(self, trainer: L.Trainer, name: str) -> None:
-        """Saves a checkpoint; all processes of the run are here."""
+        """Saves a checkpoint; every process of the run must call this."""
         with self.random_state.gathered(trainer):
             trainer.save_checkpoint(self.folder / name)
 
@@ -139,9 +124,9 @@ class Checkpoints(Checkpoint):
 
 
 class RandomState(Callback):
-    """Puts the state of every random generator into the checkpoints, and brings it back where a run goes on.
+    """Saves the state of every random generator in checkpoints and restores it when a run is resumed.
 
-    It is brought back when all is built, since to build draws from the generators too.
+    It is restored when training starts, since building the model and the loaders draws random numbers too.
     """
 
     def __init__(self) -> None:
@@ -150,7 +135,7 @@ class RandomState(Callback):
 
     @contextmanager
     def gathered(self, trainer: L.Trainer) -> Iterator[None]:
-        """What is saved inside holds the states of all processes, each of which has to come here."""
+        """A checkpoint saved inside holds the states of all processes; every process must enter."""
         self._gathered = gather(self._state(trainer))
         try:
             yield
@@ -158,14 +143,14 @@ class RandomState(Callback):
             self._gathered = None
 
     def on_save_checkpoint(self, trainer: L.Trainer, module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
-        # SLURM's signal has Lightning save at any place, where other processes do not gather: then it is this one's.
+        # On the signal of SLURM Lightning saves at once, and other processes do not gather: save this one's state only.
         checkpoint[RANDOM_STATE] = [self._state(trainer)] if self._gathered is None else self._gathered
 
     def _state(self, trainer: L.Trainer) -> dict[str, Any]:
-        """Of this process."""
+        """The generators of this process."""
         kind, key, *rest = np.random.get_state(legacy=True)  # noqa: NPY002 (the one that other code may draw from)
         state: dict[str, Any] = {"python": random.getstate(), "torch": torch.get_rng_state()}
-        state["numpy"] = (kind, np.asarray(key).tolist(), *rest)  # in plain values, which are read without a risk
+        state["numpy"] = (kind, np.asarray(key).tolist(), *rest)  # plain values, which can be read safely
         if trainer.strategy.root_device.type == "cuda":
             state["cuda"] = torch.cuda.get_rng_state()
         return state

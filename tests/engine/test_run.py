@@ -1,4 +1,4 @@
-"""Runs that were stopped, killed among them, end as if they never had been; and what cannot be gone on with is refused.
+"""A run starts in its own folder; a stopped or killed one ends as an unbroken one, or is refused with the reason.
 
 Run as a script, this file is such a run: `python test_resume.py FOLDER POINT COUNT` trains, or goes on, and kills
 itself where POINT is reached for the COUNT-th time.
@@ -15,29 +15,30 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 from unittest.mock import Mock
 
 import numpy as np
 import pytest
 import torch
+import yaml
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from srtod.data import SwarmDataset
-from srtod.engine import DataConfig, DetectionModule, ModelConfig, TrainConfig, TrainedRun, train
-from srtod.engine.checkpointing import Checkpoints, RandomState
-from srtod.engine.resume import open_run, read_run, requeued_run
-from srtod.models.checkpoint import read_checkpoint, write_checkpoint
+from srtod.engine import DataConfig, DetectionData, DetectionModule, ModelConfig, TrainConfig, TrainedRun, train
+from srtod.engine.run import Run, read_run, requeued_run, with_saved_options
+from srtod.models.checkpoint import load_detector, read_checkpoint, write_checkpoint
+
+pytestmark = pytest.mark.usefixtures("blank_plots")
 
 # Faster R-CNN: its samplers draw from the generator at every step. 4 batches an epoch, and 2 optimizer steps.
 CONFIG = TrainConfig(
     ModelConfig(channels=16, min_size=(96, 128)),
-    DataConfig(swarm_images=8, swarm_size=128, batch_size=2),
+    DataConfig(swarm_images=4, swarm_size=128, batch_size=1),
     epochs=2,
     accumulate=2,
     ema=0.9,
@@ -45,6 +46,17 @@ CONFIG = TrainConfig(
     early_stop=2,
     panels=0,
     seed=3,
+    accelerator="cpu",
+    threads=1,
+)
+
+
+START = TrainConfig(
+    ModelConfig(channels=16),
+    DataConfig(swarm_images=10, swarm_size=128),
+    epochs=1,
+    limit_batches=1,
+    panels=0,
     accelerator="cpu",
     threads=1,
 )
@@ -291,18 +303,6 @@ def test_a_checkpoint_of_an_earlier_version_is_told(copied: Path, absent: str) -
         train(TrainConfig(resume=str(copied)))
 
 
-def test_the_states_of_all_processes_are_gathered_for_the_runs_own_saves_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    gathered: list[Any] = []
-    monkeypatch.setattr("srtod.engine.checkpointing.gather", lambda value: gathered.append(value) or [value, value])
-    trainer: Any = SimpleNamespace(strategy=SimpleNamespace(root_device=torch.device("cpu")))
-    states, content, anywhere = RandomState(), {}, {}
-    with states.gathered(trainer):
-        states.on_save_checkpoint(trainer, None, content)  # type: ignore[arg-type]
-    states.on_save_checkpoint(trainer, None, anywhere)  # type: ignore[arg-type]  # as SLURM's signal has it
-    assert [len(saved["random_state"]) for saved in (content, anywhere)] == [2, 1]
-    assert len(gathered) == 1
-
-
 def test_options_that_differ_from_the_run_are_refused(copied: Path) -> None:
     with pytest.raises(ValueError, match=r"epochs is 9, but the run in .*moved has 2 and goes on as it was"):
         train(TrainConfig(resume=str(copied), epochs=9))
@@ -331,15 +331,15 @@ def test_a_run_goes_on_from_another_folder_with_other_processes_and_its_data_els
 ) -> None:
     moved = Path(shutil.copytree(coco_run, tmp_path / "moved"))
     monkeypatch.chdir(tmp_path)
-    opened = open_run(TrainConfig(resume=str(moved / "run"))).config
+    opened = with_saved_options(TrainConfig(resume=str(moved / "run")))
     assert opened.data.train_json == str(coco_run / "data" / "all.json")
     assert opened.data.workers == 1
     elsewhere = {name: str(moved / "data" / "all.json") for name in ("train_json", "test_json")}
     data = DataConfig(**elsewhere, train_images=str(moved / "data"))
-    changed = open_run(TrainConfig(ModelConfig(recompute=False), data, resume=str(moved / "run"), threads=2)).config
+    changed = with_saved_options(TrainConfig(ModelConfig(recompute=False), data, resume=str(moved / "run"), threads=2))
     assert (changed.data, changed.threads, changed.model.recompute) == (replace(data, workers=1), 2, False)
     # All of it, as from the command line, and the default typed.
-    whole = open_run(replace(opened, data=replace(data, workers=0), panels=12)).config
+    whole = with_saved_options(replace(opened, data=replace(data, workers=0), panels=12))
     assert (whole.data, whole.panels) == (data, 12)
     keeping = replace(opened, data=replace(data, workers=0), model=replace(opened.model, recompute=False))
     assert (train(keeping).folder / "report" / "metrics.json").is_file()
@@ -366,33 +366,10 @@ def test_a_run_whose_data_changed_is_refused(
     changed = tmp_path / "changed.json"
     changed.write_text(json.dumps(content))
     for option, kind in (("train_json", "training"), ("test_json", "test")):
-        saved = open_run(TrainConfig(resume=str(coco_run / "run"))).config
+        saved = with_saved_options(TrainConfig(resume=str(coco_run / "run")))
         config = TrainConfig.from_dict(saved.as_dict() | {option: str(changed)})
         with pytest.raises(ValueError, match=rf"^the {kind} set has changed since .*last\.ckpt was saved: {message}; "):
             train(config)
-
-
-def test_the_best_checkpoint_keeps_its_detections_where_the_next_cannot_be_saved(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    evaluation: Any = SimpleNamespace(detections={})
-    checkpoints = Checkpoints(tmp_path, evaluation, None, RandomState(), {})
-
-    def full(*_: Any) -> None:
-        raise OSError
-
-    def kept(step: int, score: float) -> list[str]:
-        trainer: Any = SimpleNamespace(global_step=step, callback_metrics={"AP": score})
-        with suppress(OSError):
-            checkpoints.on_validation_end(trainer, None)  # type: ignore[arg-type]
-        return sorted(path.name for path in tmp_path.iterdir())
-
-    monkeypatch.setattr(checkpoints, "_save", lambda *_: None)
-    assert kept(2, 0.1) == ["best_detections_2.pt"]
-    monkeypatch.setattr(checkpoints, "_save", full)
-    assert kept(4, 0.2) == ["best_detections_2.pt", "best_detections_4.pt"]
-    monkeypatch.setattr(checkpoints, "_save", lambda *_: None)
-    assert kept(6, 0.3) == ["best_detections_6.pt"]
 
 
 def test_slurm_starts_a_job_again_in_its_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -403,13 +380,79 @@ def test_slurm_starts_a_job_again_in_its_folder(tmp_path: Path, monkeypatch: pyt
     assert requeued_run(tmp_path / "run") is None  # another job, which asks for the same folder
     monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
     with monkeypatch.context() as patch:
-        patch.setattr("srtod.engine.training.open_run", stop := Mock(side_effect=StoppedError))
+        patch.setattr("srtod.engine.training.DetectionModule", stop := Mock(side_effect=StoppedError))
         with pytest.raises(StoppedError):
             train(replace(PLAIN, early_stop=None, output=str(tmp_path / "run")))
-    stop.assert_called_once_with(read_run(tmp_path / "run-2"))  # with all that the job set, workers and the like too
+    stop.assert_called_once_with(read_run(tmp_path / "run-2"), ["drone"], [1])  # with all that the job set
     assert train(replace(PLAIN, early_stop=None, output=str(tmp_path / "run"))).folder == tmp_path / "run-2"
     monkeypatch.setenv("SLURM_JOB_ID", "18")
     assert requeued_run(tmp_path / "run") is None
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        (
+            {"data": DataConfig(train_json="absent.json", train_images=".", test_json="t.json")},
+            FileNotFoundError,
+            "absent",
+        ),
+        ({"model": ModelConfig(detector="yolo")}, ValueError, "unknown detector 'yolo'"),
+        ({"model": ModelConfig(weights="absent.pth")}, ValueError, "absent.pth"),
+    ],
+)
+def test_bad_input_leaves_no_folder(
+    tmp_path: Path, options: dict[str, Any], error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        train(replace(START, output=str(tmp_path / "run"), **options))
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_output_that_cannot_be_made_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(OSError, match=r"file/run cannot be made \(Not a directory\); choose another output"):
+        train(replace(START, output=str(tmp_path / "file" / "run")))
+
+
+def test_the_anchor_scale_is_fitted_to_the_training_set_printed_and_saved(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = replace(START.model, anchor_scale="auto", self_reconstruction=False)
+    fitted = train(replace(START, model=model, output=str(tmp_path / "run")))
+    scale = yaml.safe_load((fitted.folder / "config.yaml").read_text())["anchor_scale"]
+    assert 1 <= scale <= 4  # the swarm's drones are 3 to 16 px, at strides from 4
+    assert f"anchor scale {scale:g} fits the training set best" in capsys.readouterr().out
+    detector = load_detector(fitted.folder / "checkpoints" / "last.ckpt").detector
+    assert detector.head.rpn.anchor_generator.sizes[0] == (4 * scale,)  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("detector", ["fcos", "rfla"])
+def test_anchors_without_a_scale_cannot_be_fitted(tmp_path: Path, detector: str) -> None:
+    model = replace(START.model, detector=detector, anchor_scale="auto")
+    with pytest.raises(ValueError, match=f"needs a detector whose anchors have a scale .*, got '{detector}'"):
+        train(replace(START, model=model, output=str(tmp_path / "run")))
+    assert not list(tmp_path.iterdir())
+
+
+def test_more_objects_than_detections_are_warned_of_once(tmp_path: Path) -> None:
+    model = replace(START.model, detections_per_image=45)
+    with pytest.warns(UserWarning, match="hold more objects than") as warned:
+        Run.open(replace(START, model=model, output=str(tmp_path / "run")), DetectionData(START.data, START.seed))
+    [message] = [str(warning.message) for warning in warned if "hold more objects" in str(warning.message)]
+    assert message == (
+        "6 of 10 training images and 1 of 2 test images hold more objects than the 45 detections an image may have, up "
+        "to 60: the rest can never be found; raise detections_per_image"
+    )
+
+
+def test_a_folder_that_cannot_be_written_to_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def denied(*_: Any, **__: Any) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "mkdir", denied)
+    with pytest.raises(OSError, match=r"run cannot be made \(Permission denied\); choose another output"):
+        train(replace(START, output=str(tmp_path / "run")))
 
 
 if __name__ == "__main__":
