@@ -131,7 +131,8 @@ def _what_to_lower(config: TrainConfig, error: BaseException) -> str:
     if data.workers:
         lower.append(f"workers {data.workers}")
     cures = f"lower {', '.join(lower[:-1])} or {lower[-1]}"
-    if model.self_reconstruction and not model.recompute:
+    options = model.self_reconstruction_options
+    if model.self_reconstruction and options.reconstruction == "paper" and not options.recompute:
         cures = f"set recompute, which costs nothing but time, or {cures}"
     return f"not enough memory ({_sentence(error)}); {cures}"
 

@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from srtod.data import Target
-from srtod.models import build_detector
+from srtod.models import SelfReconstruction, build_detector
 from srtod.models.checkpoint import DESCRIPTION, describe
 
 from .config import TrainConfig
@@ -50,6 +50,7 @@ class DetectionModule(L.LightningModule):
         self.model_arguments = config.model.arguments | {"num_classes": len(class_names) + 1}
         self.detector = build_detector(**self.model_arguments)
         self._pending: list[_Batch] = []  # whose gradients wait for the next step
+        self._steps = float("inf")  # of the whole training, from its start on
         if config.compile:
             # In place, so that the names of the weights stay. The head's shapes depend on the data, and would have it
             # compiled again and again.
@@ -57,8 +58,13 @@ class DetectionModule(L.LightningModule):
                 if part is not None:
                     part.compile()
 
+    def on_train_start(self) -> None:
+        self._steps = float(self.trainer.estimated_stepping_batches)
+
     def training_step(self, batch: tuple[list[Tensor], list[Target]], batch_index: int) -> Tensor:
         images, targets = batch
+        if self.detector.self_reconstruction is not None:
+            self.detector.self_reconstruction.set_progress(self.global_step / self._steps)
         losses = self.detector(images, targets)
         parts = torch.stack(list(losses.values()))
         means = mean(parts.detach())
@@ -68,10 +74,18 @@ class DetectionModule(L.LightningModule):
         named = zip(losses, means, strict=True)
         self.log_dict({f"train/{name}": value for name, value in named}, batch_size=len(images))
         self.log("learning_rate", self.trainer.optimizers[0].param_groups[0]["lr"])
-        plug = self.detector.self_reconstruction
-        if plug is not None and plug.threshold is not None:
-            self.log("threshold_x255", 255 * plug.threshold.detach())
+        if self.detector.self_reconstruction is not None:
+            self._log_reconstruction(self.detector.self_reconstruction, losses)
         return parts.sum()
+
+    def _log_reconstruction(self, reconstruction: SelfReconstruction, losses: dict[str, Tensor]) -> None:
+        """Logs the threshold in grey levels and, where the loss is the image's error alone, the PSNR in dB."""
+        if reconstruction.threshold is not None:
+            self.log("threshold_x255", 255 * reconstruction.threshold.detach())
+        options = reconstruction.options
+        if reconstruction.learns and options.reconstruction_target == "image":
+            mse = losses["loss_reconstruction"].detach() / options.reconstruction_weight
+            self.log("psnr", -10 * mse.log10())
 
     def validation_step(self, batch: tuple[list[Tensor], list[Target]], batch_index: int) -> dict[str, Any]:
         return {"detections": self.detector(batch[0]) if batch[0] else []}

@@ -15,6 +15,7 @@ from lightning.pytorch.loggers import wandb as lightning_wandb
 from matplotlib.figure import Figure
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from srtod._support.fields import build
 from srtod.engine import DataConfig, DetectionData, DetectionModule, Evaluation, ModelConfig, TrainConfig
 from srtod.engine.callbacks import FilterShare, Pictures
 from srtod.engine.logs import wandb_logger
@@ -86,7 +87,7 @@ class Watched(NamedTuple):
 @pytest.fixture(scope="session")
 def watched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watched]:
     config = TrainConfig(
-        ModelConfig(channels=16, threshold=0.1),
+        build(ModelConfig, {"channels": 16, "threshold": 0.1}),
         DataConfig(swarm_images=25, swarm_size=128, batch_size=3),  # 5 test images: a whole batch and one that is not
         epochs=2,
         accelerator="cpu",

@@ -11,7 +11,7 @@ import lightning as L
 import pytest
 import torch
 
-from srtod.engine import DetectionModule, ModelConfig, TrainConfig
+from srtod.engine import DetectionModule, TrainConfig
 from srtod.engine.module import learning_rate_factor, parameter_groups
 from srtod.models import DETECTORS
 from srtod.models.checkpoint import load_detector, write_checkpoint
@@ -19,7 +19,7 @@ from srtod.models.checkpoint import load_detector, write_checkpoint
 
 def module(**options: object) -> DetectionModule:
     L.seed_everything(7, verbose=False)
-    return DetectionModule(TrainConfig(ModelConfig(**{"channels": 16} | options)), ["drone"], [1])
+    return DetectionModule(TrainConfig.from_dict({"channels": 16, **options}), ["drone"], [1])
 
 
 def test_learning_rate_rises_and_then_drops_in_steps() -> None:

@@ -65,7 +65,7 @@ def test_out_of_memory_says_what_to_lower(tmp_path: Path, monkeypatch: pytest.Mo
 def test_out_of_memory_says_that_the_reconstruction_can_be_recomputed(
     tmp_path: Path, model: dict[str, Any], is_told: bool
 ) -> None:
-    config = replace(CONFIG, model=ModelConfig("faster_rcnn", channels=16, **model))
+    config = TrainConfig.from_dict(CONFIG.as_dict() | {"detector": "faster_rcnn", "self_reconstruction": True, **model})
     with pytest.raises(MemoryError) as raised, explained(config, tmp_path / "checkpoints" / "last.ckpt"):
         raise torch.OutOfMemoryError("CUDA out of memory.")
     said = str(raised.value)

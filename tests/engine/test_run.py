@@ -336,12 +336,20 @@ def test_a_run_goes_on_from_another_folder_with_other_processes_and_its_data_els
     assert opened.data.workers == 1
     elsewhere = {name: str(moved / "data" / "all.json") for name in ("train_json", "test_json")}
     data = DataConfig(**elsewhere, train_images=str(moved / "data"))
-    changed = with_saved_options(TrainConfig(ModelConfig(recompute=False), data, resume=str(moved / "run"), threads=2))
-    assert (changed.data, changed.threads, changed.model.recompute) == (replace(data, workers=1), 2, False)
+    changed = with_saved_options(
+        replace(TrainConfig.from_dict({"recompute": False}), data=data, resume=str(moved / "run"), threads=2)
+    )
+    recompute = changed.model.self_reconstruction_options.recompute
+    assert (changed.data, changed.threads, recompute) == (
+        replace(data, workers=1),
+        2,
+        False,
+    )
     # All of it, as from the command line, and the default typed.
     whole = with_saved_options(replace(opened, data=replace(data, workers=0), panels=12))
     assert (whole.data, whole.panels) == (data, 12)
-    keeping = replace(opened, data=replace(data, workers=0), model=replace(opened.model, recompute=False))
+    keeping = TrainConfig.from_dict(opened.as_dict() | {"recompute": False})
+    keeping = replace(keeping, data=replace(data, workers=0))
     assert (train(keeping).folder / "report" / "metrics.json").is_file()
 
 

@@ -128,6 +128,11 @@ class SelfReconstruction(nn.Module):
         """The threshold `t`, `[]`, a parameter if it is learned; None where there is none."""
         return None if self.enhancer is None else self.enhancer.threshold
 
+    @property
+    def learns(self) -> bool:
+        """Whether there is a head to train, and its part of the training has begun."""
+        return bool(self.reconstruction_head.learns) and self.started
+
     def clamp_threshold_(self) -> None:
         """Brings the threshold, if there is one, back into [0, 1]; call it after each optimizer step."""
         if self.enhancer is not None:

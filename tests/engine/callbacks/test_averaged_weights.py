@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from srtod.engine import DataConfig, DetectionModule, ModelConfig, TrainConfig, train
+from srtod.models import SelfReconstructionOptions
 from srtod.models.checkpoint import load_detector, read_checkpoint
 
 pytestmark = pytest.mark.usefixtures("blank_plots")
@@ -43,7 +44,8 @@ def test_averaged_weights_are_those_computed_by_hand_and_what_is_evaluated(
 
     monkeypatch.setattr(DetectionModule, "optimizer_step", recording)
     monkeypatch.setattr(DetectionModule, "validation_step", looking)
-    model = replace(CONFIG.model, threshold=0.0, surrogate="ste")
+    options = SelfReconstructionOptions(threshold=0.0, surrogate="ste")
+    model = replace(CONFIG.model, self_reconstruction_options=options)
     train(replace(CONFIG, model=model, threshold_lr=100.0, ema=0.75, accumulate=2, output=str(tmp_path / "run")))
     assert len(history) == 2
     checkpoint = read_checkpoint(tmp_path / "run" / "checkpoints" / "best.ckpt")
