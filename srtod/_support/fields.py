@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from types import NoneType
 from typing import Any, Literal, NamedTuple, TypeVar, get_args, get_origin, get_type_hints
 
-__all__ = ["Group", "Kind", "build", "check_ranges", "groups", "number", "option", "read_value"]
+__all__ = ["Group", "Kind", "build", "check_ranges", "groups", "near_names", "number", "option", "read_value"]
 
 Config = TypeVar("Config")
 Range = Literal["positive", "natural", "share", "below_one"]
@@ -23,7 +23,9 @@ DEMANDS = {
 }
 
 
-def option(default: Any, doc: str, *, alias: str | None = None, within: Range | None = None) -> Any:
+def option(
+    default: Any, doc: str, *, alias: str | None = None, within: Range | None = None, near: Sequence[str] = ()
+) -> Any:
     """A dataclass field whose documentation is at hand when the program runs: `--help` prints it.
 
     Args:
@@ -32,8 +34,9 @@ def option(default: Any, doc: str, *, alias: str | None = None, within: Range | 
         alias: a second name of the field on the command line.
         within: what `check_ranges` asks of a number: more than 0, not less than 0, in [0, 1], or in
             [0, 1).
+        near: names that other tools have for it, such as `img_size`; who types one is told the name here.
     """
-    return dataclasses.field(default=default, metadata={"doc": doc, "alias": alias, "within": within})
+    return dataclasses.field(default=default, metadata={"doc": doc, "alias": alias, "within": within, "near": near})
 
 
 def check_ranges(config: Any) -> None:
@@ -120,6 +123,16 @@ def groups(config: type) -> Iterator[Group]:
         else:
             own[field.name] = (field, Kind.of(hint))
     yield Group(config, own)
+
+
+def near_names(config: type) -> dict[str, list[str]]:
+    """The names that other tools have for the fields of a dataclass; the fields that each may stand for."""
+    near: dict[str, list[str]] = {}
+    for group in groups(config):
+        for field, _ in group.fields.values():
+            for name in field.metadata["near"]:
+                near.setdefault(name, []).append(field.name)
+    return near
 
 
 def build(config: type[Config], values: Mapping[str, Any]) -> Config:
