@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from .coco import read_coco
-from .layouts import DataFolder, open_folder
+from .layouts import TRAIN_SPLITS, DataFolder, open_folder
 from .problems import find_problems, shared_images, unlike_categories
 from .statistics import SetStatistics, set_statistics
 
@@ -55,16 +55,19 @@ class Inspection:
         """What to pass as the splits to train and to evaluate on; None for those that are chosen anyway.
 
         Returns:
-            The two names. Where the names of the splits do not tell them, these are the splits with the most images.
-            None, if there are no two splits.
+            The two names. What the splits' names do not tell is the split with the most images. None, if no split is
+            left to evaluate on; trainval leaves neither train nor val, for it contains them.
         """
-        if self.folder is None or len(self.splits) < 2:
+        if self.folder is None:
             return None
         try:
             self.folder.choose()
         except ValueError:
-            first, second, *_ = sorted(self.splits, key=lambda name: -len(self.splits[name][0]["images"]))
-            return first, second
+            by_size = sorted(self.splits, key=lambda name: -len(self.splits[name][0]["images"]))
+            train = next(name for name in (*TRAIN_SPLITS, *by_size) if name in self.splits)
+            contained = ("train", "val") if train == "trainval" else ()
+            test = next((name for name in by_size if name not in (train, *contained)), None)
+            return (train, test) if test else None
         return None, None
 
 

@@ -174,7 +174,7 @@ class DataConfig:
     copy_paste: int = option(
         0, "at most so many tiny objects are pasted into each training image, copied within it", within="natural"
     )
-    batch_size: int = option(2, "images a training step, on each device", within="positive")
+    batch_size: int = option(2, "images a training step, on each device", within="positive", near=("batch", "bs"))
     workers: int = option(0, "processes that load images beside the training process", within="natural")
     skip_bad_images: bool = option(
         False, "leave out images that cannot be decoded, and count them, instead of stopping"
