@@ -246,6 +246,7 @@ def test_values_of_every_kind(tmp_path: Path, text: str, name: str, value: objec
     [
         ("epochs: 2\nanchor_scal: 3", "line 2: unknown option 'anchor_scal'; did you mean anchor_scale?"),
         ("anchor-scale: 3", "line 1: unknown option 'anchor-scale'; did you mean anchor_scale?"),
+        ("imgsz: 640", "line 1: unknown option 'imgsz'; did you mean min_size?"),
         ("quux: 3", "line 1: unknown option 'quux'; `python -m srtod.train --help` lists all"),
         ("epochs: 2.5", "line 1: epochs must be a whole number, got 2.5"),
         ("epochs: true", "line 1: epochs must be a whole number, got True"),
