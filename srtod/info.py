@@ -1,4 +1,7 @@
-"""`python -m srtod.info`: the environment, for bug reports. A missing or broken part is reported, not raised."""
+"""Print the environment, for bug reports.
+
+A missing or broken part is reported, not raised.
+"""
 
 from __future__ import annotations
 
@@ -6,10 +9,12 @@ import importlib.metadata
 import os
 import platform
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from srtod._support.cli import run
 from srtod._support.machine import processor
+from srtod._support.options import Parser
 from srtod._version import __version__
 
 INSTRUCTION_SETS = ("avx2", "fma", "avx512f", "avx512_bf16", "avx512_fp16", "amx_bf16")
@@ -86,7 +91,8 @@ def _version(distribution: str) -> str:
         return "not installed"
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None, prog: str = "python -m srtod.info") -> None:
+    Parser(prog=prog, description=__doc__).parse_args(arguments)
     lines = environment()
     width = max(map(len, lines))
     for name, text in lines.items():
@@ -94,4 +100,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -1,70 +1,63 @@
-"""`python -m srtod.inspect DATA`: what a data set consists of, and what is wrong with it."""
+"""Print what a data set consists of and what is wrong with it, and plot the sizes of its objects."""
 
 from __future__ import annotations
 
-import argparse
-import warnings
-from collections.abc import Mapping
+import shlex
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from srtod._support.cli import run
 from srtod._support.files import replacing
+from srtod._support.options import Parser
 
 if TYPE_CHECKING:
     import numpy as np
-    from matplotlib.figure import Figure
 
-    from srtod.data.problems import Problem
+    from srtod.data.inspection import Inspection
 
-DESCRIPTION = """Print what a data set consists of and what is wrong with it, and plot the sizes of its objects, objects
-per image and objects of each class."""
+PICTURES = Path("runs/inspect")
+DESCRIPTION = """Print what a data set consists of, what is wrong with it, and the command that trains on it. Plot the
+sizes of its objects, objects per image and objects of each class."""
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m srtod.inspect", description=DESCRIPTION, allow_abbrev=False)
-    parser.add_argument(
-        "data", metavar="DATA", help="a folder (COCO, YOLO, VisDrone-DET, DroneSwarms, AI-TOD), or a COCO JSON file"
-    )
+def main(arguments: Sequence[str] | None = None, prog: str = "python -m srtod.inspect") -> None:
+    from srtod.data import layout_names
+
+    parser = Parser(prog=prog, description=DESCRIPTION)
+    parser.add_argument("data", metavar="DATA", help=f"a folder ({layout_names()}), or a COCO JSON file")
     parser.add_argument(
         "images", metavar="IMAGES", nargs="?", help="folder of the images of a JSON file; by default it is looked for"
     )
     parser.add_argument("--decode", action="store_true", help="decode every image, not its header alone: slow")
     parser.add_argument(
-        "--plot", metavar="OUT.png", help="the picture, never overwritten; by default DATA's name in the current folder"
+        "--plot", metavar="OUT.png", help=f"the picture, never overwritten; by default {PICTURES}/, with DATA's name"
     )
-    arguments = parser.parse_args()
-    name = Path(arguments.data).resolve().stem
-    picture = _free_path(arguments.plot, name)
-    with replacing(picture, binary=True) as file:
-        figure = _inspect(arguments.data, arguments.images, name, decode=arguments.decode)
-        figure.savefig(file, format="png")
-    print(f"\n{picture}: sizes, objects per image, classes")
+    options = parser.parse_args(arguments)
 
-
-def _inspect(data: str, images: str | None, name: str, *, decode: bool) -> Figure:
-    """Prints the numbers of a set and its problems, and returns the figure."""
+    from srtod.data.inspection import inspect_data
     from srtod.data.plots import plot_statistics
-    from srtod.data.problems import find_problems, shared_images
-    from srtod.data.statistics import format_statistics, set_statistics
+    from srtod.data.statistics import format_statistics
     from srtod.evaluation.metric import AREAS
 
-    layout, splits, problems = _read(data, images)
-    statistics = {split: set_statistics(content) for split, (content, _) in splits.items()}
+    name = Path(options.data).resolve().stem
+    picture = _free_path(options.plot, name)
+    inspection = inspect_data(options.data, options.images)
+    statistics = inspection.statistics
     bins = {area: limits for area, limits in AREAS.items() if area != "all"}
-    print(f"{data}: {layout}\n\n{format_statistics(statistics, bins)}\n")
-    first_split, numbers = next(iter(statistics.items()))
-    print(_anchors(first_split, numbers.object_sizes))
-    for split, (content, folder) in splits.items():
-        problems[split] += [str(problem) for problem in find_problems(content, folder, decode=decode)]
-        print(
-            "\n".join([f"\n{split}: " + ("worth a look" if problems[split] else "no problems found"), *problems[split]])
-        )
-    if shared := [*_other_categories(splits), *shared_images(splits)]:
-        print("\n".join(["\nall splits: worth a look", *map(str, shared)]))
-    if not decode:
-        print("\npixels were not looked at; --decode does")
-    return plot_statistics(statistics, bins, title=name)
+    if options.plot is None:
+        PICTURES.mkdir(parents=True, exist_ok=True)
+    with replacing(picture, binary=True) as file:
+        print(f"{options.data}: {inspection.layout}\n\n{format_statistics(statistics, bins)}\n")
+        first_split, numbers = next(iter(statistics.items()))
+        print(_anchors(first_split, numbers.object_sizes))
+        for split, problems in inspection.problems(decode=options.decode):
+            print("\n".join([f"\n{split}: " + ("worth a look" if problems else "no problems found"), *problems]))
+        if not options.decode:
+            print("\npixels were not looked at; --decode does")
+        plot_statistics(statistics, bins, title=name).savefig(file, format="png")
+    print(f"\n{picture}: sizes, objects per image, classes")
+    print(_training(options.data, inspection, prog.replace("inspect", "train")))
 
 
 def _free_path(asked: str | None, name: str) -> Path:
@@ -75,7 +68,7 @@ def _free_path(asked: str | None, name: str) -> Path:
     """
     if asked is None:
         number = 1
-        while (path := Path(f"{name}.png" if number == 1 else f"{name}-{number}.png")).exists():
+        while (path := PICTURES / (f"{name}.png" if number == 1 else f"{name}-{number}.png")).exists():
             number += 1
         return path
     path = Path(asked)
@@ -84,74 +77,34 @@ def _free_path(asked: str | None, name: str) -> Path:
     return path
 
 
-def _read(data: str, images: str | None) -> tuple[str, dict[str, tuple[Mapping[str, Any], Path]], dict[str, list[str]]]:
-    """The layout's name, content and image folder of each split, and what their readers warn of.
-
-    Raises:
-        FileNotFoundError: if a file or folder is missing, or the folder has no known layout.
-        ValueError: if a file is not as it should be.
-    """
-    from srtod.data import read_coco
-    from srtod.data.layouts import open_folder
-
-    if images is not None:
-        if not Path(images).is_dir():
-            raise FileNotFoundError(f"the image folder {images} does not exist; pass the folder of the image files")
-        return "COCO file", {Path(data).stem: (read_coco(data), Path(images))}, {Path(data).stem: []}
-    folder = open_folder(data)
-    splits: dict[str, tuple[Mapping[str, Any], Path]] = {}
-    problems = {}
-    for name, split in folder.splits.items():
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always")
-            splits[name] = split.read()
-        problems[name] = [f"         {warning.message}" for warning in caught]
-    return f"{folder.layout} layout", splits, problems
-
-
-def _other_categories(splits: Mapping[str, tuple[Mapping[str, Any], Path]]) -> list[Problem]:
-    """The splits whose categories are not those of the first one."""
-    from srtod.data.problems import Problem
-
-    (first, own), *others = (
-        (name, {entry["id"]: str(entry.get("name", entry["id"])) for entry in content["categories"]})
-        for name, (content, _) in splits.items()
-    )
-    where = []
-    for name, categories in others:
-        sides = {"without": own.items() - categories.items(), "with": categories.items() - own.items()}
-        differences = [
-            f"{word} {' and '.join(f'{identity} {called}' for identity, called in sorted(side))}"
-            for word, side in sides.items()
-            if side
-        ]
-        if differences:
-            where.append(f"{name} ({', '.join(differences)})")
-    what = f"splits with other categories than {first}; training refuses to evaluate the one on the other"
-    return [Problem(what, where)] if where else []
-
-
 def _anchors(split: str, sizes: np.ndarray) -> str:
     """The anchor scales that suit the objects of a split, whose sizes are `[M, 2]` in pixels."""
     import torch
 
-    from srtod.models.anchors import ANCHORS, fit_anchor_scale
+    from srtod.models.anchors import fit_detectors
 
     if not len(sizes):
         return f"no objects in {split} to fit anchors to"
-    detectors: dict[Any, list[str]] = {}
-    for detector, layout in ANCHORS.items():
-        detectors.setdefault(layout, []).append(detector)
-    fits = {
-        ", ".join(names): fit_anchor_scale(
-            torch.from_numpy(sizes), layout.strides, ratios=layout.ratios, octaves=layout.octaves
-        )
-        for layout, names in detectors.items()
-    }
-    return "\n".join(
-        [f"anchor scale that suits {split}, at the images' own size"]
-        + [f"  {fit.scale:g} for {names} (mean IoU {fit.mean_iou:.2f})" for names, fit in fits.items()]
-    )
+    lines = [f"anchor scale that suits {split}, at the images' own size"]
+    for detectors, fit in fit_detectors(torch.from_numpy(sizes)).items():
+        lines.append(f"  {fit.scale:g} for {', '.join(detectors)} (mean IoU {fit.mean_iou:.2f})")
+    return "\n".join(lines)
+
+
+def _training(data: str, inspection: Inspection, train: str) -> str:
+    """The command that trains on the set, which begins with `train`; or why there is none."""
+    from srtod.data.problems import MANY_OBJECTS
+
+    splits = inspection.training_splits
+    if splits is None:
+        return "to train, lay out a split to train on and one to evaluate on in one folder, and pass the folder"
+    command = ["--data", data, "--config", "small"]
+    for option, split in zip(("--train-split", "--test-split"), splits, strict=True):
+        command += [option, split] if split else []
+    most = max(int(numbers.objects_per_image.max()) for numbers in inspection.statistics.values())
+    if most > MANY_OBJECTS[0]:
+        command += ["--detections-per-image", str(-(-most // 100) * 100)]
+    return f"to train: {train} {shlex.join(command)}"
 
 
 if __name__ == "__main__":

@@ -1,77 +1,88 @@
-"""`python -m srtod.predict CHECKPOINT IMAGES OUT`: finds objects in images and writes a folder of them."""
+"""Find objects in images, and write a folder of detections and pictures."""
 
 from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
 
 from srtod._support.cli import run
 from srtod._support.fields import number
+from srtod._support.options import Parser
 
 PRECISIONS = {"32-true": None, "bf16-mixed": "bfloat16", "16-mixed": "float16"}
+NEAR = {
+    "--conf": ["--score-threshold"],
+    "--conf-thres": ["--score-threshold"],
+    "--max-det": ["--detections-per-image"],
+    "--half": ["--precision"],
+    "--show": ["--pictures"],
+    "--exist-ok": ["--overwrite"],
+}
+"""Options of other tools, and what each is called here."""
 
 
-def main() -> None:
-    arguments = _parser().parse_args()
+def main(arguments: Sequence[str] | None = None, prog: str = "python -m srtod.predict") -> None:
+    options = _parser(prog).parse_args(arguments)
 
     from srtod._support.errors import first_line, is_out_of_memory
 
     try:
-        _predict(arguments)
+        _predict(options)
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise
         on_gpu = not isinstance(error, MemoryError) and "CPUAllocator" not in str(error)
-        raise SystemExit(f"error: not enough memory ({first_line(error)}); {_cure(arguments, on_gpu)}") from None
+        raise SystemExit(f"error: not enough memory ({first_line(error)}); {_cure(options, on_gpu)}") from None
 
 
-def _predict(arguments: argparse.Namespace) -> None:
+def _predict(options: argparse.Namespace) -> None:
     import torch
 
     from srtod.data.coco import name_some
     from srtod.prediction import Predictor, find_images, predict_folder
 
-    if arguments.threads is not None:
-        if arguments.threads < 1:
-            raise ValueError(f"--threads must be at least 1, got {arguments.threads}")
-        torch.set_num_threads(arguments.threads)
-    images = find_images(arguments.images, arguments.coco, without=arguments.out)
-    precision = PRECISIONS[arguments.precision]
+    if options.threads is not None:
+        if options.threads < 1:
+            raise ValueError(f"--threads must be at least 1, got {options.threads}")
+        torch.set_num_threads(options.threads)
+    images = find_images(options.images, options.coco, without=options.out)
+    precision = PRECISIONS[options.precision]
     predictor = Predictor(
-        arguments.checkpoint,
-        arguments.device,
-        batch_size=arguments.batch_size,
+        options.checkpoint,
+        options.device,
+        batch_size=options.batch_size,
         autocast=None if precision is None else getattr(torch, precision),
-        score_threshold=arguments.score_threshold,
-        detections_per_image=arguments.detections_per_image,
+        score_threshold=options.score_threshold,
+        detections_per_image=options.detections_per_image,
     )
     if images.left_out:
-        why = "are not images" if arguments.coco is None else f"are not in {arguments.coco}"
+        why = "are not images" if options.coco is None else f"are not in {options.coco}"
         print(f"left out {len(images.left_out)} files that {why}: {name_some(images.left_out)}", file=sys.stderr)
     predicted = predict_folder(
         predictor,
         images,
-        arguments.out,
-        pictures=arguments.pictures,
-        figures=arguments.figures,
-        score=arguments.score,
-        skip_bad_images=arguments.skip_bad_images,
-        overwrite=arguments.overwrite,
+        options.out,
+        pictures=options.pictures,
+        figures=options.figures,
+        score=options.score,
+        skip_bad_images=options.skip_bad_images,
+        overwrite=options.overwrite,
     )
     if predicted.skipped:
         names = ", ".join(predicted.skipped)
         print(f"skipped {len(predicted.skipped)} images that cannot be decoded: {names}", file=sys.stderr)
-    print(f"{arguments.out}: {predicted.detections} detections in {predicted.images} images")
+    print(f"{options.out}: {predicted.detections} detections in {predicted.images} images")
 
 
-def _cure(arguments: argparse.Namespace, on_gpu: bool) -> str:
+def _cure(options: argparse.Namespace, on_gpu: bool) -> str:
     """What to do where memory ran out. The size at which the detector looks at images is the training run's."""
     cures = []
-    if arguments.batch_size > 1:
-        cures.append(f"lower --batch-size {arguments.batch_size}")
-    if arguments.precision == "32-true":
+    if options.batch_size > 1:
+        cures.append(f"lower --batch-size {options.batch_size}")
+    if options.precision == "32-true":
         cures.append("pass --precision bf16-mixed")
-    if arguments.figures:
+    if options.figures:
         cures.append("leave out --figures")
     if on_gpu:
         cures.append("pass --device cpu")
@@ -79,21 +90,21 @@ def _cure(arguments: argparse.Namespace, on_gpu: bool) -> str:
     return " or ".join([", ".join(cures[:-1]), cures[-1]] if cures[:-1] else cures)
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m srtod.predict",
+def _parser(prog: str) -> Parser:
+    parser = Parser(
+        prog=prog,
         description="Find objects in images. Writes a folder with detections.json (COCO results), images.json (what "
         "its ids stand for) and pictures; it is there when all of it is done. Defaults are in brackets.",
-        allow_abbrev=False,
+        near=NEAR,
     )
-    parser.add_argument("checkpoint", metavar="CHECKPOINT", help="a .ckpt file of `python -m srtod.train`")
+    parser.add_argument("checkpoint", metavar="CHECKPOINT", help="a .ckpt file of `srtod train`")
     parser.add_argument("images", metavar="IMAGES", help="an image, or a folder, searched with its subfolders")
     parser.add_argument("out", metavar="OUT", help="the folder to write: a new or an empty one")
     parser.add_argument("--overwrite", action="store_true", help="replace OUT if it holds predictions")
     parser.add_argument(
         "--coco",
         metavar="GT.json",
-        help="take the images that this COCO file lists, with its ids, so that `python -m srtod.evaluate GT.json "
+        help="take the images that this COCO file lists, with its ids, so that `srtod evaluate GT.json "
         "OUT/detections.json` works; without it images are numbered from 1 in the order of their names",
     )
     parser.add_argument(

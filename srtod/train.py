@@ -1,4 +1,4 @@
-"""`python -m srtod.train`: trains a detector, on generated images unless told otherwise."""
+"""Train a detector, on generated images unless told otherwise."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import argparse
 import logging
 import shlex
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -17,15 +17,15 @@ Config = TypeVar("Config")
 
 DESCRIPTION = """Train a detector for tiny objects. Without options: SR-TOD Faster R-CNN on the generated swarm set, a
 few minutes on two CPU cores. Defaults are in brackets; a configuration comes over them, and options over it."""
-EXAMPLE = """example: python -m srtod.train --config visdrone/cascade_rcnn_matched --data VisDrone2019 --lr 0.0025
+EXAMPLE = """example: %(prog)s --config visdrone/cascade_rcnn_matched --data VisDrone2019 --lr 0.0025
 --no-self-reconstruction"""
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None, prog: str = "python -m srtod.train") -> None:
     from srtod.engine import TrainConfig, is_main_process, train
     from srtod.evaluation import format_table
 
-    config = parse_run(TrainConfig, prog="python -m srtod.train", description=DESCRIPTION, epilog=EXAMPLE)
+    config = parse_run(TrainConfig, arguments, prog=prog, description=DESCRIPTION, epilog=EXAMPLE)
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", module="lightning")
     try:
@@ -38,14 +38,15 @@ def main() -> None:
         print(f"next: srtod predict {shlex.quote(str(trained.best))} YOUR_IMAGES OUT")
 
 
-def parse_run(config: type[Config], **about: str) -> Config:
+def parse_run(config: type[Config], arguments: Sequence[str] | None = None, **about: str) -> Config:
     """Reads a `TrainConfig`, or a dataclass that extends it, from the command line, `--config` and `--resume`.
 
     Args:
         config: the dataclass.
+        arguments: the command line; None for that of the process.
         about: `prog`, `description` and `epilog` of the help.
     """
-    return parse_options(config, base=_configuration, parents=[_configuration_options()], **about)
+    return parse_options(config, arguments, base=_configuration, parents=[_configuration_options()], **about)
 
 
 def _configuration_options() -> argparse.ArgumentParser:

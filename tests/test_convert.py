@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
-import runpy
 import sys
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
-from srtod.data import CocoDataset, open_folder
+from srtod import convert as module
+from srtod._support.cli import run
+from srtod.data import LAYOUTS, CocoDataset, Layout, open_folder
+from srtod.data import layouts as registry
+from srtod.data.conversion import Conversion
 
 WIDTH, HEIGHT = 80, 60
 
@@ -44,7 +47,7 @@ def convert(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
     """Runs the command line in this process and returns its exit status."""
     monkeypatch.setattr(sys, "argv", ["convert", *map(str, arguments)])
     try:
-        runpy.run_module("srtod.convert", run_name="__main__")
+        run(module.main)
     except SystemExit as stop:
         return int(stop.code or 0)
     return 0
@@ -127,3 +130,33 @@ def test_bad_arguments(
     assert convert(monkeypatch, *arguments) == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "o.json").exists()
+
+
+def read_dots(source: Path, split: str) -> Conversion:
+    """Reads a file of one `image x y` a line: objects of 4x4 pixels."""
+    conversion = Conversion(source, source.parent, {1: split})
+    for line in source.read_text().splitlines():
+        name, x, y = line.split()
+        image = conversion.add_image(source.parent / name)
+        assert image is not None
+        conversion.add_object(image, 1, [float(x), float(y), 4, 4])
+    return conversion
+
+
+def test_a_layout_is_a_reader_and_an_entry(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    dots = Layout("Dots", "train.dots", lambda path: {file.stem: file for file in path.glob("*.dots")}, read_dots)
+    monkeypatch.setattr(registry, "LAYOUTS", (*LAYOUTS, dots))
+    monkeypatch.setattr("srtod.data.LAYOUTS", registry.LAYOUTS)
+    Image.new("RGB", (WIDTH, HEIGHT)).save(tmp_path / "a.png")
+    (tmp_path / "train.dots").write_text("a.png 3 5\n")
+    folder = open_folder(tmp_path)
+    assert (folder.layout, list(folder.splits)) == ("Dots", ["train"])
+    assert folder.splits["train"].dataset()[0][1]["boxes"].tolist() == [[3, 5, 7, 9]]
+    assert registry.layout_names().endswith("YOLO or Dots")
+    assert convert(monkeypatch, "dots", tmp_path, tmp_path / "out.json") == 0
+    assert json.loads((tmp_path / "out.json").read_text()) == folder.splits["train"].read()[0]
+    capsys.readouterr()
+    assert convert(monkeypatch, "voc", tmp_path, tmp_path / "no.json") == 2
+    assert "(choose from visdrone, yolo, dots)" in capsys.readouterr().err.replace("'", "")

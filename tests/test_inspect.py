@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,9 @@ from PIL import Image
 
 from srtod import inspect
 from srtod._support.cli import run
+from srtod.engine import DetectionData, TrainConfig
 from srtod.models.anchors import fit_anchor_scale
+from srtod.train import parse_run
 
 
 @pytest.fixture(autouse=True)
@@ -53,8 +56,12 @@ def test_a_folder(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
     fit = fit_anchor_scale(torch.tensor([[8.0, 8.0]]))
     assert f"{fit.scale:g} for faster_rcnn, cascade_rcnn, detectors (mean IoU {fit.mean_iou:.2f})" in lines
     assert lines.count("1 classes without objects") == 2
-    assert printed.endswith("cars.png: sizes, objects per image, classes\n")
-    with Image.open("cars.png") as picture:
+    assert printed.endswith(
+        "runs/inspect/cars.png: sizes, objects per image, classes\n"
+        "to train: python -m srtod.train --data cars --config small\n"
+    )
+    assert [str(path) for path in Path().rglob("*.png") if "images" not in path.parts] == ["runs/inspect/cars.png"]
+    with Image.open("runs/inspect/cars.png") as picture:
         assert len(set(picture.convert("RGB").get_flattened_data())) > 50
 
 
@@ -62,18 +69,20 @@ def test_a_file_with_its_images(monkeypatch: pytest.MonkeyPatch, capsys: pytest.
     assert call(monkeypatch, "cars/train.json", "cars/images", "--plot", "sizes.png") == 0
     assert "train: worth a look" in capsys.readouterr().out
     assert Path("sizes.png").is_file()
-    assert not Path("train.png").exists()
+    assert not Path("runs").exists()
 
 
 def test_no_picture_is_overwritten(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    Path("cars.png").write_text("mine")
+    folder = Path("runs/inspect")
+    folder.mkdir(parents=True)
+    (folder / "cars.png").write_text("mine")
     assert call(monkeypatch, "cars") == 0
-    assert Path("cars.png").read_text() == "mine"
-    assert Path("cars-2.png").is_file()
+    assert (folder / "cars.png").read_text() == "mine"
+    assert (folder / "cars-2.png").is_file()
     capsys.readouterr()
-    assert call(monkeypatch, "cars", "--plot", "cars.png") == 2
+    assert call(monkeypatch, "cars", "--plot", "runs/inspect/cars.png") == 2
     printed = capsys.readouterr()
-    assert printed.err == "error: cars.png exists; pass another --plot, or move it away\n"
+    assert printed.err == "error: runs/inspect/cars.png exists; pass another --plot, or move it away\n"
     assert not printed.out  # it says so before it works
 
 
@@ -108,7 +117,7 @@ def test_categories_that_differ_between_splits(
 def test_decoding_is_suggested_where_it_was_not_done(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    hint = "pixels were not looked at; --decode does\n\ncars"
+    hint = "pixels were not looked at; --decode does\n\nruns/inspect/cars"
     assert call(monkeypatch, "cars") == 0
     printed = capsys.readouterr().out
     assert hint in printed
@@ -173,6 +182,60 @@ def test_bad_input_ends_with_one_sentence(
     assert message in error
     assert error.count("\n") == 1
     assert not list(Path().glob("*.png"))
+    assert not Path("runs").exists()
+
+
+def training_command(printed: str) -> list[str]:
+    """The arguments of `train` in the command that is printed at last."""
+    start, arguments = printed.splitlines()[-1].split("srtod.train ")
+    assert start == "to train: python -m "
+    return shlex.split(arguments)
+
+
+@pytest.mark.parametrize(
+    ("names", "splits"),
+    [
+        (("train", "test"), []),
+        (("val", "test"), ["--train-split", "val", "--test-split", "test"]),
+    ],
+)
+def test_the_training_command_fits_the_set(
+    names: tuple[str, str],
+    splits: list[str],
+    cars: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    crowded = json.loads((cars / "train.json").read_text())
+    crowded["annotations"] = [crowded["annotations"][0] | {"id": number} for number in range(1, 132)]
+    other = json.loads((cars / "test.json").read_text())
+    for path in cars.glob("*.json"):
+        path.unlink()
+    for name, content in zip(names, (crowded, other), strict=True):
+        (cars / f"{name}.json").write_text(json.dumps(content))
+    folder = cars.rename(cars.with_name("my cars"))
+    assert call(monkeypatch, "my cars") == 0
+    arguments = training_command(capsys.readouterr().out)
+    assert arguments == ["--data", "my cars", "--config", "small", *splits, "--detections-per-image", "200"]
+    config = parse_run(TrainConfig, arguments)
+    data = DetectionData(config.data, config.seed)
+    assert (len(data.train_set[0][1]["labels"]), len(data.test_set[0][1]["labels"])) == (131, 1)
+    assert (config.model.anchor_scale, config.model.weights) == ("auto", None)
+    assert folder.is_dir()
+
+
+@pytest.mark.parametrize("names", [("train",), ("trainval", "val"), ("train", "trainval")])
+def test_nothing_is_left_to_evaluate_on(
+    names: tuple[str, ...], cars: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    content = (cars / "train.json").read_text()
+    for path in cars.glob("*.json"):
+        path.unlink()
+    for name in names:
+        (cars / f"{name}.json").write_text(content)
+    assert call(monkeypatch, "cars") == 0
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last.startswith("to train, lay out a split to train on and one to evaluate on in one folder")
 
 
 @pytest.mark.parametrize("name", ["sirst_v2", "aerial_cars_kit"])

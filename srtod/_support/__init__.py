@@ -1,1 +1,1 @@
-"""Rooms that know nobody: what several parts of the package need and no part of it owns."""
+"""Helpers that any part of the package may use, and that use no part of it."""

@@ -1,4 +1,4 @@
-"""What the command lines share: errors in one sentence."""
+"""What the command lines share: how they are run, and errors in one sentence."""
 
 from __future__ import annotations
 
@@ -9,7 +9,11 @@ __all__ = ["run"]
 
 
 def run(main: Callable[[], None]) -> None:
-    """Runs a command line: bad input ends it with one sentence and exit status 2, Ctrl-C with status 130."""
+    """Runs a command line.
+
+    Bad input ends it with one sentence and exit status 2; so does a dependency that is not installed. Ctrl-C ends it
+    with status 130.
+    """
     try:
         main()
     except KeyboardInterrupt as error:
@@ -18,6 +22,25 @@ def run(main: Callable[[], None]) -> None:
     except (ValueError, TypeError, OSError) as error:
         print(f"error: {_sentence(error)}", file=sys.stderr)
         raise SystemExit(2) from None
+    except ModuleNotFoundError as error:
+        if not _is_dependency(error.name):
+            raise
+        print(
+            f"error: the module {error.name} is not installed for {sys.executable}; activate the environment that has "
+            "it (. .venv/bin/activate), or install srtod with all that it needs (pip install .)",
+            file=sys.stderr,
+        )
+        raise SystemExit(2) from None
+
+
+def _is_dependency(module: str | None) -> bool:
+    """Whether a module that was not found is another project's.
+
+    A missing part of srtod, or a missing part of an installed package, is a bug: its traceback is shown.
+    """
+    if module is None or "." in module:
+        return False
+    return module != "srtod" and module not in sys.stdlib_module_names
 
 
 def _sentence(error: BaseException) -> str:

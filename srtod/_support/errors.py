@@ -1,4 +1,4 @@
-"""What is read from errors that are not srtod's own."""
+"""Errors that other packages raise: what kind they are, and what they say."""
 
 from __future__ import annotations
 

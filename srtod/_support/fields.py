@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from types import NoneType
@@ -19,7 +18,7 @@ __all__ = [
     "check_values",
     "flat",
     "groups",
-    "near_misses",
+    "near_names",
     "number",
     "option",
     "read_value",
@@ -37,7 +36,9 @@ DEMANDS = {
 }
 
 
-def option(default: Any, doc: str, *, alias: str | None = None, within: Range | None = None) -> Any:
+def option(
+    default: Any, doc: str, *, alias: str | None = None, within: Range | None = None, near: Sequence[str] = ()
+) -> Any:
     """A dataclass field whose documentation is at hand when the program runs: `--help` prints it.
 
     Args:
@@ -45,8 +46,9 @@ def option(default: Any, doc: str, *, alias: str | None = None, within: Range | 
         doc: what it means, with its unit.
         alias: a second name of the field on the command line.
         within: what `check_ranges` asks of a number: more than 0, not less than 0, in [0, 1], in [0, 1), or in (0, 1).
+        near: names that other tools have for it, such as `img_size`; who types one is told the name here.
     """
-    return dataclasses.field(default=default, metadata={"doc": doc, "alias": alias, "within": within})
+    return dataclasses.field(default=default, metadata={"doc": doc, "alias": alias, "within": within, "near": near})
 
 
 def check_ranges(config: Any) -> None:
@@ -73,12 +75,6 @@ def check_values(config: Any) -> None:
         except ValueError as error:
             raise ValueError(f"{field.name} {error}") from None
     check_ranges(config)
-
-
-def near_misses(name: str, known: Iterable[str]) -> str:
-    """What may have been meant by a name that does not exist, as the end of a sentence."""
-    near = difflib.get_close_matches(name, known)
-    return f"did you mean {' or '.join(near)}?" if near else f"it has {', '.join(known)}"
 
 
 def _is_within(number: float, within: Range) -> bool:
@@ -158,6 +154,16 @@ def groups(config: type) -> Iterator[Group]:
         else:
             own[field.name] = (field, Kind.of(hint))
     yield Group(config, own)
+
+
+def near_names(config: type) -> dict[str, list[str]]:
+    """The names that other tools have for the fields of a dataclass; the fields that each may stand for."""
+    near: dict[str, list[str]] = {}
+    for group in groups(config):
+        for field, _ in group.fields.values():
+            for name in field.metadata["near"]:
+                near.setdefault(name, []).append(field.name)
+    return near
 
 
 def build(config: type[Config], values: Mapping[str, Any]) -> Config:

@@ -1,4 +1,4 @@
-"""What the machine is."""
+"""What this machine is: its processor."""
 
 from __future__ import annotations
 

@@ -1,15 +1,15 @@
-"""Command-line options made from a dataclass: its fields are the options, their types and documentation the help."""
+"""Parsers of command lines, and options made from a dataclass: its fields are the options, their text the help."""
 
 from __future__ import annotations
 
 import argparse
-import difflib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NoReturn, TypeVar
 
-from srtod._support.fields import Group, Kind, build, groups, number
+from srtod._support.fields import Group, Kind, build, groups, near_names, number
+from srtod._support.suggestions import did_you_mean
 
-__all__ = ["parse_options"]
+__all__ = ["Parser", "parse_options"]
 
 Config = TypeVar("Config")
 
@@ -36,15 +36,16 @@ def parse_options(
         about: more arguments of `argparse.ArgumentParser`, such as `prog`, `description` and `parents`, parsers of
             options that only `base` reads.
     """
-    parser = _Parser(usage="%(prog)s [options]", allow_abbrev=False, formatter_class=_HelpFormatter, **about)
     parts = list(groups(config))
+    near = {_flag(name): [*map(_flag, meant)] for name, meant in near_names(config).items()}
+    parser = Parser(usage="%(prog)s [options]", near=near, **about)
     for part in parts:
         _add_options(parser if len(parts) == 1 else parser.add_argument_group(_title(part.config)), part)
     given = vars(parser.parse_args(arguments))
     for name, value in given.items():
         if isinstance(value, list):
             if None in value and len(value) > 1:
-                parser.error(f"argument --{name.replace('_', '-')}: none stands alone, without numbers")
+                parser.error(f"argument {_flag(name)}: none stands alone, without numbers")
             given[name] = None if value == [None] else tuple(value)
     return build(config, {**base(given), **given})
 
@@ -54,18 +55,34 @@ class _HelpFormatter(argparse.HelpFormatter):
         super().__init__(prog, max_help_position=34, width=120)
 
 
-class _Parser(argparse.ArgumentParser):
+class Parser(argparse.ArgumentParser):
+    """A parser that refuses bad options with one sentence and exit status 2, and names the option that was meant.
+
+    Args:
+        near: options of other tools, such as `--imgsz`; what they are here.
+        about: the arguments of `argparse.ArgumentParser`.
+    """
+
+    def __init__(self, *, near: Mapping[str, Sequence[str]] | None = None, **about: Any) -> None:
+        super().__init__(allow_abbrev=False, formatter_class=_HelpFormatter, **about)
+        self._near = near or {}
+
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
         values, unknown = self.parse_known_args(args, namespace)
         if unknown:
             option = unknown[0].split("=")[0]
             known = [name for action in self._actions for name in action.option_strings]
-            near = difflib.get_close_matches(option.replace("_", "-"), known, n=1)
-            self.error(f"unknown option {option}; " + (f"did you mean {near[0]}?" if near else "--help lists them all"))
+            hint = did_you_mean(option.replace("_", "-"), known, self._near) or "--help lists them all"
+            self.error(f"unknown option {option}; {hint}")
         return values
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: error: {message}\n")
+
+
+def _flag(name: str) -> str:
+    """The option of a field."""
+    return f"--{name.replace('_', '-')}"
 
 
 def _add_options(parser: argparse._ActionsContainer, group: Group) -> None:
@@ -75,7 +92,7 @@ def _add_options(parser: argparse._ActionsContainer, group: Group) -> None:
         shown = f"{default:g}" if isinstance(default, float) else default
         names = [field.name, *filter(None, [field.metadata.get("alias")])]
         parser.add_argument(
-            *(f"--{name.replace('_', '-')}" for name in names),
+            *map(_flag, names),
             dest=field.name,
             default=argparse.SUPPRESS,  # what is not given is absent, and `base` or the dataclass has it
             help=f"{field.metadata['doc']} [{shown}]".replace("%", "%%"),

@@ -3,15 +3,17 @@
 from .coco import CocoDataset, read_coco
 from .detection import DetectionDataset, Sample, Target, collate
 from .image import ImageError, decode_picture, image_size, list_images, read_image
-from .layouts import DataFolder, Split, open_folder
+from .layouts import LAYOUTS, DataFolder, Layout, Split, layout_names, open_folder
 from .swarm import SwarmDataset
 from .transforms import training_transforms
 
 __all__ = [
+    "LAYOUTS",
     "CocoDataset",
     "DataFolder",
     "DetectionDataset",
     "ImageError",
+    "Layout",
     "Sample",
     "Split",
     "SwarmDataset",
@@ -19,6 +21,7 @@ __all__ = [
     "collate",
     "decode_picture",
     "image_size",
+    "layout_names",
     "list_images",
     "open_folder",
     "read_coco",

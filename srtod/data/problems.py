@@ -13,7 +13,7 @@ from .coco import name_some
 from .image import image_size, read_image
 from .statistics import has_area
 
-__all__ = ["Problem", "find_problems", "shared_images"]
+__all__ = ["Problem", "find_problems", "shared_images", "unlike_categories"]
 
 MANY_OBJECTS = (100, 1500)
 """Detections that an image may have by default, and in the AI-TOD metric."""
@@ -84,6 +84,30 @@ def shared_images(splits: Mapping[str, tuple[Mapping[str, Any], Path]]) -> list[
                 file.name
             )
     return [Problem(what, where) for what, where in found.items()]
+
+
+def unlike_categories(splits: Mapping[str, tuple[Mapping[str, Any], Path]]) -> list[Problem]:
+    """The splits whose categories are not those of the first one.
+
+    Args:
+        splits: content and image folder of each split, by name.
+    """
+    (first, own), *others = (
+        (name, {entry["id"]: str(entry.get("name", entry["id"])) for entry in content["categories"]})
+        for name, (content, _) in splits.items()
+    )
+    where = []
+    for name, categories in others:
+        sides = {"without": own.items() - categories.items(), "with": categories.items() - own.items()}
+        differences = [
+            f"{word} {' and '.join(f'{identity} {called}' for identity, called in sorted(side))}"
+            for word, side in sides.items()
+            if side
+        ]
+        if differences:
+            where.append(f"{name} ({', '.join(differences)})")
+    what = f"splits with other categories than {first}; training refuses to evaluate the one on the other"
+    return [Problem(what, where)] if where else []
 
 
 def _of_boxes(content: Mapping[str, Any]) -> Iterator[tuple[str, str]]:

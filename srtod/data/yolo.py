@@ -25,7 +25,7 @@ def find_yolo(path: str | Path) -> dict[str, Path]:
     """The splits that a YOLO set has, each with the data.yaml that tells of it.
 
     Args:
-        path: the file, or the folder that holds `data.yaml` or `data.yml`.
+        path: the YAML file, or the folder that holds `data.yaml` or `data.yml`.
 
     Returns:
         The splits that the file has, of train, val and test; none, if there is no such file.
@@ -34,7 +34,8 @@ def find_yolo(path: str | Path) -> dict[str, Path]:
         ValueError: if the file is not valid (see `read_yolo`), or there are two.
     """
     path = Path(path)
-    files = [path] if path.is_file() else [file for file in (path / "data.yaml", path / "data.yml") if file.is_file()]
+    places = [path] if path.suffix in (".yaml", ".yml") else []
+    files = [file for file in (*places, path / "data.yaml", path / "data.yml") if file.is_file()]
     if len(files) > 1:
         raise ValueError(f"{path} has both data.yaml and data.yml; pass the one that is meant")
     return {split: file for file in files for split in _read_yaml(file)[1]}

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from srtod._support.fields import build, check_ranges, flat, option
+from srtod.data.layouts import layout_names
 from srtod.data.swarm import MIN_SIDE
 from srtod.models.anchors import ANCHORS
 from srtod.models.backbones import default_trainable_layers
@@ -25,19 +26,20 @@ class ModelConfig:
     """
 
     detector: Literal["retinanet", "faster_rcnn", "cascade_rcnn", "detectors", "rfla", "fcos", "atss"] = option(
-        "faster_rcnn", "what the detector is; docs/models.md describes each"
+        "faster_rcnn", "what the detector is; docs/models.md describes each", near=("model",)
     )
     self_reconstruction: bool = option(True, "reconstruct the image and enhance P2 where that fails (SR-TOD)")
     backbone: Literal["mobilenet_v2", "resnet18", "resnet34", "resnet50", "resnet101", "resnet152"] = option(
         "mobilenet_v2", "torchvision's classifier that the features come from"
     )
     weights: str | None = option(
-        None, "torchvision's name of the backbone's weights (DEFAULT), or a file; none: random"
+        None, "torchvision's name of the backbone's weights (DEFAULT), or a file; none: random", near=("pretrained",)
     )
     trainable_layers: int | None = option(
         None,
         "how many of the backbone's 5 layers train, from the last backwards; none: 3 with weights, else 5",
         within="natural",
+        near=("freeze",),
     )
     norm: Literal["frozen_batch", "batch", "group"] | None = option(
         None,
@@ -53,16 +55,22 @@ class ModelConfig:
         alias="anchors",
         within="positive",
     )
-    detections_per_image: int = option(100, "the most detections an image", within="positive")
-    score_threshold: float = option(0.05, "detections must score above this", within="below_one")
+    detections_per_image: int = option(100, "the most detections an image", within="positive", near=("max_det",))
+    score_threshold: float = option(
+        0.05, "detections must score above this", within="below_one", near=("conf", "conf_thres")
+    )
     nms_threshold: float = option(
-        0.5, "IoU above which the lower-scoring of two detections of a class is dropped", within="share"
+        0.5,
+        "IoU above which the lower-scoring of two detections of a class is dropped",
+        within="share",
+        near=("iou", "iou_thres"),
     )
     min_size: tuple[int, ...] | None = option(
         None,
         "resize images to this shorter side, in pixels; of several, one is drawn for each training image and the last "
         "is used otherwise; none: keep their own size",
         within="positive",
+        near=("img", "imgsz", "img_size", "image_size"),
     )
     max_size: int | None = option(
         None, "the longer side never exceeds this, in pixels; none: no limit", within="positive"
@@ -106,16 +114,17 @@ class DataConfig:
 
     data: str | None = option(
         None,
-        "folder of a data set, laid out as COCO, YOLO, VisDrone-DET, DroneSwarms, AI-TOD or AI-TOD-v2, which is found "
-        "out; none: train-json, or else the generated swarm set",
+        f"folder of a data set, laid out as {layout_names()}, which is found out; none: train-json, or else the "
+        "generated swarm set",
+        near=("coco_path",),
     )
     train_split: str | None = option(
         None, "the part of data to train on, such as train; none: trainval, or train where there is no trainval"
     )
     test_split: str | None = option(
         None,
-        "the part of data to evaluate on; none: test for AI-TOD and DroneSwarms, for others val, or test where there "
-        "is no val or trainval, which contains it, is trained on",
+        "the part of data to evaluate on; none: the one that the data set's authors take, or else val, or test where "
+        "there is no val or trainval, which contains it, is trained on",
     )
     train_json: str | None = option(None, "COCO annotations to train on, in place of data")
     train_images: str | None = option(None, "folder of the images of train-json")
@@ -123,7 +132,9 @@ class DataConfig:
     test_images: str | None = option(None, "folder of the images of test-json; none: train-images")
     swarm_images: int = option(240, "swarm set: training images; a fifth as many to evaluate on", within="positive")
     swarm_size: int = option(192, f"swarm set: side of the images, in pixels, at least {MIN_SIDE}", within="positive")
-    horizontal_flip: float = option(0.5, "probability of the horizontal flip in training", within="share")
+    horizontal_flip: float = option(
+        0.5, "probability of the horizontal flip in training", within="share", near=("fliplr",)
+    )
     scale_jitter: tuple[float, ...] | None = option(
         None, "low and high: resize each training image by a factor drawn between them; none: never", within="positive"
     )
@@ -138,7 +149,7 @@ class DataConfig:
     copy_paste: int = option(
         0, "at most so many tiny objects are pasted into each training image, copied within it", within="natural"
     )
-    batch_size: int = option(2, "images a training step, on each device", within="positive")
+    batch_size: int = option(2, "images a training step, on each device", within="positive", near=("batch", "bs"))
     workers: int = option(0, "processes that load images beside the training process", within="natural")
     skip_bad_images: bool = option(
         False, "leave out images that cannot be decoded, and count them, instead of stopping"
@@ -192,14 +203,16 @@ class TrainConfig:
     model: ModelConfig = ModelConfig()
     data: DataConfig = DataConfig()
     epochs: int = option(6, "passes over the training set", within="positive")
-    lr: float = option(0.02, "learning rate of SGD after the warm-up", within="positive")
+    lr: float = option(0.02, "learning rate of SGD after the warm-up", within="positive", near=("learning_rate",))
     lr_batch: int | None = option(
         None,
         "images a step that lr is meant for: a run with more or fewer scales lr in proportion; none: lr as it is",
         within="positive",
     )
     momentum: float = option(0.9, "momentum of SGD", within="below_one")
-    weight_decay: float = option(1e-4, "weight decay of SGD; not on the threshold, biases and norms", within="natural")
+    weight_decay: float = option(
+        1e-4, "weight decay of SGD; not on the threshold, biases and norms", within="natural", near=("wd",)
+    )
     threshold_lr: float = option(
         0.01,
         "learning rate of the threshold, as a share of lr; small, for steps of 1/255 matter to it",
@@ -220,19 +233,23 @@ class TrainConfig:
     ema: float | None = option(
         None, "decay of the averaged weights that are evaluated and saved, such as 0.999; none: the weights themselves"
     )
-    eval_every: int = option(1, "epochs between evaluations; divides epochs", within="positive")
+    eval_every: int = option(1, "epochs between evaluations; divides epochs", within="positive", near=("val_interval",))
     early_stop: int | None = option(
-        None, "end after so many evaluations without a better AP; none: never", within="positive"
+        None, "end after so many evaluations without a better AP; none: never", within="positive", near=("patience",)
     )
     save_every: int | None = option(
         None, "steps between saves of last.ckpt within an epoch; none: at its end alone", within="positive"
     )
     seed: int = option(0, "seed of the weights, the order of the data and the augmentation", within="natural")
     deterministic: bool = option(False, "use deterministic algorithms alone, so that a run can be repeated bit by bit")
-    precision: Literal["32-true", "bf16-mixed", "16-mixed"] = option("32-true", "floating-point precision")
+    precision: Literal["32-true", "bf16-mixed", "16-mixed"] = option(
+        "32-true", "floating-point precision", near=("amp", "half")
+    )
     compile: bool = option(False, "compile backbone, neck and, for training, self-reconstruction with torch.compile")
-    accelerator: Literal["auto", "cpu", "cuda"] = option("auto", "where to train")
-    devices: int = option(1, "GPUs of each machine, or processes on the CPU", within="positive")
+    accelerator: Literal["auto", "cpu", "cuda"] = option("auto", "where to train", near=("device",))
+    devices: int = option(
+        1, "GPUs of each machine, or processes on the CPU", within="positive", near=("device", "gpus")
+    )
     nodes: int = option(1, "machines", within="positive")
     threads: int | None = option(None, "threads of the CPU; none: PyTorch's choice", within="positive")
     limit_batches: int | None = option(
@@ -244,11 +261,16 @@ class TrainConfig:
         within="natural",
     )
     wandb: str | None = option(None, "also log to this project of Weights & Biases, which must be installed")
-    output: str | None = option(None, "the run's folder, never overwritten: runs/x becomes runs/x-2; none: runs/<data>")
+    output: str | None = option(
+        None,
+        "the run's folder, never overwritten: runs/x becomes runs/x-2; none: runs/<data>",
+        near=("project", "name", "work_dir"),
+    )
     resume: str | None = option(
         None,
         "folder of a run to go on with, from its last checkpoint and with its configuration; workers, threads, panels, "
         "recompute and where the data are may differ",
+        near=("checkpoint", "ckpt"),
     )
 
     def __post_init__(self) -> None:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from srtod._support.fields import Kind, groups, read_value
+from srtod._support.fields import Kind, groups, near_names, read_value
+from srtod._support.suggestions import did_you_mean
 
 from .config import TrainConfig
 
@@ -65,8 +65,7 @@ def _find(name: str, folder: Path) -> Path:
         return folder / name
     shipped = _shipped()
     if name not in shipped:
-        near = difflib.get_close_matches(name, shipped, n=1)
-        hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(preset_names())}"
+        hint = did_you_mean(name, shipped) or f"there are {', '.join(preset_names())}"
         raise ValueError(f"there is no preset {name!r}, and the name of a file ends in .yaml; {hint}")
     return shipped[name]
 
@@ -91,8 +90,8 @@ def _read(path: Path) -> dict[str, Any]:
     for name, value, line in _entries(path):
         where = f"{path}, line {line}"
         if name not in kinds:
-            near = difflib.get_close_matches(str(name).replace("-", "_"), kinds, n=1)
-            hint = f"did you mean {near[0]}?" if near else "`python -m srtod.train --help` lists all"
+            hint = did_you_mean(str(name).replace("-", "_"), kinds, near_names(TrainConfig))
+            hint = hint or "`python -m srtod.train --help` lists all"
             raise ValueError(f"{where}: unknown option {name!r}; {hint}")
         if name in options:
             raise ValueError(f"{where}: {name} is given twice; keep one")

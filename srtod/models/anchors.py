@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-__all__ = ["ANCHORS", "AnchorFit", "AnchorLayout", "fit_anchor_scale"]
+__all__ = ["ANCHORS", "AnchorFit", "AnchorLayout", "fit_anchor_scale", "fit_detectors"]
 
 MAX_SCALE = 16.0
 """The largest scale that is tried: the side of a square anchor, in strides."""
@@ -119,6 +119,24 @@ def fit_anchor_scale(
             best = AnchorFit(pixels / finest, mean, float((iou >= min_iou).double().mean()))
     assert best is not None
     return best
+
+
+def fit_detectors(sizes: Tensor) -> dict[tuple[str, ...], AnchorFit]:
+    """Fits the anchor scale of every detector that has one; detectors whose anchors are alike share the fit.
+
+    Args:
+        sizes: as `fit_anchor_scale` takes them.
+
+    Returns:
+        The fits, by the names of their detectors.
+    """
+    detectors: dict[AnchorLayout, list[str]] = {}
+    for name, layout in ANCHORS.items():
+        detectors.setdefault(layout, []).append(name)
+    return {
+        tuple(names): fit_anchor_scale(sizes, layout.strides, ratios=layout.ratios, octaves=layout.octaves)
+        for layout, names in detectors.items()
+    }
 
 
 def _evenly_by_area(sizes: Tensor, limit: int) -> Tensor:

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from srtod._support.fields import near_misses
+from srtod._support.suggestions import did_you_mean
 
 from .anchors import ANCHORS
 from .backbones import build_backbone
@@ -164,4 +164,6 @@ def _check_known(options: Mapping[str, Any]) -> None:
     own = list(inspect.signature(build_detector).parameters)[:-1]
     known = [*own, *(field.name for field in dataclasses.fields(SelfReconstructionOptions))]
     for name in options.keys() - set(known):
-        raise TypeError(f"build_detector has no option {name!r}; {near_misses(name, known)}")
+        raise TypeError(
+            f"build_detector has no option {name!r}; {did_you_mean(name, known) or 'it has ' + ', '.join(known)}"
+        )

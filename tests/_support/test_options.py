@@ -8,7 +8,7 @@ from typing import Literal
 
 import pytest
 
-from srtod._support.fields import option
+from srtod._support.fields import near_names, option
 from srtod._support.options import parse_options
 from srtod.engine.config import TrainConfig
 
@@ -28,9 +28,9 @@ class Outer:
     inner: Inner = Inner()
     enabled: bool = option(True, "a switch, 100 %")
     steps: tuple[int, ...] | None = option(None, "some numbers")
-    size: int | None = option(8, "a number or none")
+    size: int | None = option(8, "a number or none", near=("side", "img_size"))
     name: str = option("a", "some text")
-    scale: float | Literal["auto"] | None = option(2.0, "a number or a word", alias="zoom")
+    scale: float | Literal["auto"] | None = option(2.0, "a number or a word", alias="zoom", near=("img_size",))
     jitter: tuple[float, ...] | None = option((1.0, 2.0), "some numbers")
 
 
@@ -79,6 +79,8 @@ def test_none_is_not_a_choice_where_it_is_a_value() -> None:
     ("arguments", "message"),
     [
         ("--anchor-scal 3", "unknown option --anchor-scal; did you mean --anchor-scale?"),
+        ("--side 3", "unknown option --side; did you mean --size?"),
+        ("--img_size=3", "unknown option --img_size; did you mean --size or --scale?"),
         ("--anchor_scale 3", "unknown option --anchor_scale; did you mean --anchor-scale?"),
         ("--quux", "unknown option --quux; --help lists them all"),
         ("stray", "unknown option stray; --help lists them all"),
@@ -116,3 +118,38 @@ def test_help_shows_documentation_groups_and_defaults(capsys: pytest.CaptureFixt
         "[none]",
     ):
         assert part in text
+
+
+@pytest.mark.parametrize(
+    ("typed", "meant"),
+    [
+        ("--batch", "--batch-size"),
+        ("--imgsz", "--min-size"),
+        ("--img", "--min-size"),
+        ("--img-size", "--min-size"),
+        ("--weights-file", "--weights"),
+        ("--pretrained", "--weights"),
+        ("--lr0", "--lr"),
+        ("--learning_rate", "--lr"),
+        ("--device", "--accelerator or --devices"),
+        ("--gpus", "--devices"),
+        ("--project", "--output"),
+        ("--name", "--output"),
+        ("--work-dir", "--output"),
+        ("--num-workers", "--workers"),
+        ("--max-epochs", "--epochs"),
+        ("--dataset", "--data"),
+        ("--patience", "--early-stop"),
+        ("--amp", "--precision"),
+        ("--conf-thres", "--score-threshold"),
+        ("--checkpoint", "--resume"),
+    ],
+)
+def test_options_of_other_tools(typed: str, meant: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        parse_options(TrainConfig, [typed, "1"], prog="tool")
+    assert capsys.readouterr().err == f"tool: error: unknown option {typed}; did you mean {meant}?\n"
+
+
+def test_no_name_of_another_tool_is_an_option_here() -> None:
+    assert not near_names(TrainConfig).keys() & TrainConfig().as_dict().keys()

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from srtod._support.fields import near_misses
+from srtod._support.suggestions import did_you_mean
 from srtod.models.checks import check_unit_range
 from srtod.ops import (
     DGFE,
@@ -103,7 +103,9 @@ class SelfReconstruction(nn.Module):
         super().__init__()
         known = [field.name for field in fields(SelfReconstructionOptions)]
         for name in options.keys() - set(known):
-            raise TypeError(f"SelfReconstruction has no option {name!r}; {near_misses(name, known)}")
+            raise TypeError(
+                f"SelfReconstruction has no option {name!r}; {did_you_mean(name, known) or 'it has ' + ', '.join(known)}"
+            )
         self.options = SelfReconstructionOptions(**options)
         self.scale = scale
         self.started = True
