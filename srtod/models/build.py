@@ -164,6 +164,5 @@ def _check_known(options: Mapping[str, Any]) -> None:
     own = list(inspect.signature(build_detector).parameters)[:-1]
     known = [*own, *(field.name for field in dataclasses.fields(SelfReconstructionOptions))]
     for name in options.keys() - set(known):
-        raise TypeError(
-            f"build_detector has no option {name!r}; {did_you_mean(name, known) or 'it has ' + ', '.join(known)}"
-        )
+        hint = did_you_mean(name, known) or f"it has {', '.join(known)}"
+        raise TypeError(f"build_detector has no option {name!r}; {hint}")

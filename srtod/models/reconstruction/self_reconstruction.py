@@ -103,9 +103,8 @@ class SelfReconstruction(nn.Module):
         super().__init__()
         known = [field.name for field in fields(SelfReconstructionOptions)]
         for name in options.keys() - set(known):
-            raise TypeError(
-                f"SelfReconstruction has no option {name!r}; {did_you_mean(name, known) or 'it has ' + ', '.join(known)}"
-            )
+            hint = did_you_mean(name, known) or f"it has {', '.join(known)}"
+            raise TypeError(f"SelfReconstruction has no option {name!r}; {hint}")
         self.options = SelfReconstructionOptions(**options)
         self.scale = scale
         self.started = True
