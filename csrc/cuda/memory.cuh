@@ -1,5 +1,6 @@
 // Reading and writing device memory: wide accesses, and values of types known at run time only.
 #pragma once
+#include "../scalar_math.h"
 #include "launch.cuh"
 
 namespace srtod {
@@ -50,6 +51,15 @@ __device__ __forceinline__ uint32_t minimum(uint32_t a, uint32_t b) { return a <
 __device__ __forceinline__ uint32_t elements_below(uint32_t end, uint32_t index, uint32_t width) {
   return index < end ? minimum(end - index, width) : 0;
 }
+
+struct Strides {  // of [N, C, H, W], in elements
+  int64_t n, c, h, w;
+
+  Strides() = default;
+  explicit Strides(const Tensor& t) : n(t.stride(0)), c(t.stride(1)), h(t.stride(2)), w(t.stride(3)) {}
+
+  __device__ __forceinline__ int64_t at(int64_t i, uint32_t y, uint32_t x) const { return i * n + y * h + x * w; }
+};
 
 // Values of a type known at run time only: small tensors, and maps that are read at few places, where a branch costs
 // nothing and every further template parameter would double the number of kernels. `bits` loads, `decode` converts:
