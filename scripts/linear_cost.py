@@ -6,8 +6,8 @@
 
 Prints the time per pixel, relative to the first size's, as a table in Markdown, and draws it. The aim is 1.2 at most.
 
-Float32, batch 1. P2 has 256 channels at stride 4, channels_last. The detector is Faster R-CNN on ResNet-50; its region head costs the same at every size, as the number of
-proposals is.
+Float32, batch 1. P2 has 256 channels at stride 4, channels_last. The detector is Faster R-CNN on ResNet-50; its region
+head costs the same at every size, as the number of proposals is.
 
 A round goes through all sizes, each called up to `--repeats` times, of which the median counts, and no more pixels than
 the largest has; of all rounds the fastest counts. So noise falls on all sizes alike. Before each call a buffer larger

@@ -46,7 +46,7 @@ def run(op: Callable[..., Any], tensors: dict[str, Tensor], options: dict[str, A
     outputs = results if isinstance(results, tuple) else (results,)
     if outputs[0].requires_grad:
         grads = [torch.randn_like(x, device="cpu").to("cuda") for x in outputs]
-        torch.autograd.grad(outputs, [x for x in tensors.values() if x.requires_grad], grads)
+        torch.autograd.grad(outputs, [x for x in tensors.values() if x.requires_grad], grads, allow_unused=True)
 
 
 def call_every_op(
@@ -59,7 +59,7 @@ def call_every_op(
     """Arguments and options are found by their names, so that every op of `srtod.ops` is called."""
     batch, channels, height, width = shape
     hidden = max(channels // 4, 1)
-    mlp = {"weight1": (hidden, channels), "bias1": hidden, "weight2": (channels, hidden), "bias2": channels}
+    mlp = {"weight1": (hidden, channels), "bias1": (hidden,), "weight2": (channels, hidden), "bias2": (channels,)}
     arguments = {
         "features": leaf(torch.randn(shape).to(dtype), memory_format),
         "reconstruction": leaf(torch.randn(batch, 3, *image_size).to(dtype), memory_format),

@@ -1,6 +1,7 @@
 // The vectorised inner loops of the CPU ops, on rows of the arithmetic type A (float or double), and the conversions
 // between rows of storage types and rows of A. Each loop is compiled for AVX-512, AVX2 and the baseline; the loader
-// picks at run time.
+// picks at run time. To test on one CPU what others run, build with CFLAGS=-DSRTOD_WITHOUT_AVX512 or, for the baseline,
+// CFLAGS=-DSRTOD_BASELINE.
 #pragma once
 #include <algorithm>
 #include <cstdint>
@@ -9,10 +10,12 @@
 #include "../scalar_math.h"
 #include "../tensors.h"
 
-#if defined(__x86_64__) && defined(__GNUC__) && defined(__gnu_linux__)
-#define SRTOD_CLONES __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
-#else
+#if !defined(__x86_64__) || !defined(__GNUC__) || !defined(__gnu_linux__) || defined(SRTOD_BASELINE)
 #define SRTOD_CLONES
+#elif defined(SRTOD_WITHOUT_AVX512)
+#define SRTOD_CLONES __attribute__((target_clones("arch=x86-64-v3", "default")))
+#else
+#define SRTOD_CLONES __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
 #endif
 
 namespace srtod {
