@@ -111,10 +111,10 @@ class Run:
 
 # What torch.compile generates is not ours to sanitize. By size most cases of DGFE take one launch, the largest two.
 RUNS = {
-    "all": Run("plain", ("tests/ops", "-k", "not cuda"), 3000),
-    "address_sanitizer": Run("sanitized", ("tests/ops", "-k", "not cuda and not inductor"), 3000),
-    "one_launch": Run("plain", ("tests/ops/test_reference.py", "-k", "dgfe"), 500, {"SRTOD_COOPERATIVE": "1"}),
-    "two_launches": Run("plain", ("tests/ops/test_reference.py", "-k", "dgfe"), 500, {"SRTOD_COOPERATIVE": "0"}),
+    "all": Run("plain", ("tests/ops", "-k", "not cuda"), 2000),
+    "address_sanitizer": Run("sanitized", ("tests/ops", "-k", "not cuda and not inductor"), 2000),
+    "one_launch": Run("plain", ("tests/ops/test_reference.py", "-k", "dgfe"), 400, {"SRTOD_COOPERATIVE": "1"}),
+    "two_launches": Run("plain", ("tests/ops/test_reference.py", "-k", "dgfe"), 400, {"SRTOD_COOPERATIVE": "0"}),
 }
 
 
