@@ -13,31 +13,29 @@ constexpr const char* kOp = "difference_map";
 constexpr uint32_t kPixelsOfThread = 4;
 constexpr uint32_t kPixelsOfBlock = kThreads * kPixelsOfThread;
 
-// The reconstruction and the image, pixel by pixel. R and I read the values: Typed<T>.
+// The reconstruction and the image, pixel by pixel.
 template <class R, class I>
 struct Images {
-  R reconstruction;
-  I image;
+  const R* reconstruction;
+  const I* image;
   Strides reconstruction_strides, image_strides;
   int64_t batch;
   uint32_t channels, height, width;
   bool from_logits;
   const int64_t* valid_size;  // [N, 2] (height, width) of what counts in the error; null: all
 
-  Images() = default;
-  Images(const char* op, const Tensor& reconstruction_tensor, const Tensor& image_tensor, R reconstruction, I image,
-         bool from_logits, const std::optional<Tensor>& valid_size)
-      : reconstruction(reconstruction),
-        image(image),
-        reconstruction_strides(reconstruction_tensor),
-        image_strides(image_tensor),
-        batch(image_tensor.size(0)),
-        channels(static_cast<uint32_t>(image_tensor.size(1))),
-        height(static_cast<uint32_t>(image_tensor.size(2))),
-        width(static_cast<uint32_t>(image_tensor.size(3))),
+  Images(const Tensor& reconstruction, const Tensor& image, bool from_logits, const std::optional<Tensor>& valid_size)
+      : reconstruction(reconstruction.const_data_ptr<R>()),
+        image(image.const_data_ptr<I>()),
+        reconstruction_strides(reconstruction),
+        image_strides(image),
+        batch(image.size(0)),
+        channels(static_cast<uint32_t>(image.size(1))),
+        height(static_cast<uint32_t>(image.size(2))),
+        width(static_cast<uint32_t>(image.size(3))),
         from_logits(from_logits),
         valid_size(valid_size ? valid_size->const_data_ptr<int64_t>() : nullptr) {
-    STD_TORCH_CHECK(image_tensor.size(2) * image_tensor.size(3) <= 2147483647, op,
+    STD_TORCH_CHECK(image.size(2) * image.size(3) <= 2147483647, kOp,
                     ": an image of more than 2^31 - 1 pixels is too large");
   }
 
@@ -48,19 +46,19 @@ struct Images {
   __device__ __forceinline__ void each_channel(int64_t n, uint32_t y, uint32_t x, const F& f) const {
     const int64_t r = reconstruction_strides.at(n, y, x), o = image_strides.at(n, y, x);
     for (uint32_t first = 0; first < channels; first += 3) {
-      decltype(reconstruction.bits(0)) rebuilt[3];
-      decltype(image.bits(0)) real[3];
+      R rebuilt[3];
+      I real[3];
 #pragma unroll
       for (uint32_t k = 0; k < 3; ++k) {
         const uint32_t c = minimum(first + k, channels - 1);
-        rebuilt[k] = reconstruction.bits(r + c * reconstruction_strides.c);
-        real[k] = image.bits(o + c * image_strides.c);
+        rebuilt[k] = reconstruction[r + c * reconstruction_strides.c];
+        real[k] = image[o + c * image_strides.c];
       }
 #pragma unroll
       for (uint32_t k = 0; k < 3; ++k) {
         if (first + k >= channels) break;
-        const A value = reconstruction.template decode<A>(rebuilt[k]);
-        f(first + k, from_logits ? sigmoid(value) : value, image.template decode<A>(real[k]));
+        const A value = static_cast<A>(rebuilt[k]);
+        f(first + k, from_logits ? sigmoid(value) : value, static_cast<A>(real[k]));
       }
     }
   }
@@ -140,8 +138,8 @@ uint32_t tiles_of(const Tensor& image) {
 
 template <class R, class I>
 __global__ void __launch_bounds__(kThreads, kBlocksPerMultiprocessor)
-    forward_kernel(Images<Typed<R>, Typed<I>> images, uint32_t tiles, I* __restrict__ difference, double* partial,
-                   int32_t* counter, compute_t<R>* mse) {
+    forward_kernel(Images<R, I> images, uint32_t tiles, I* __restrict__ difference, double* partial, int32_t* counter,
+                   compute_t<R>* mse) {
   using A = compute_t<R>;
   SRTOD_SHARED(double, scratch, [kWarps]);
   A squares = 0;
@@ -160,7 +158,7 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerMultiprocessor)
 
 template <class R, class I>
 __global__ void __launch_bounds__(kThreads, kBlocksPerMultiprocessor)
-    backward_kernel(Images<Typed<R>, Typed<I>> images, uint32_t tiles, const I* grad_difference, Strides of_difference,
+    backward_kernel(Images<R, I> images, uint32_t tiles, const I* grad_difference, Strides of_difference,
                     const compute_t<R>* grad_mse, R* grad, Strides of_grad) {
   using A = compute_t<R>;
   const A of_error = images.squared_factor(grad_mse);
@@ -192,8 +190,7 @@ std::tuple<Tensor, Tensor> forward(const Tensor& reconstruction, const Tensor& i
   dispatch_images(kOp, reconstruction, image, [&](auto r, auto o) {
     using R = decltype(r);
     using I = decltype(o);
-    const Images<Typed<R>, Typed<I>> images(kOp, reconstruction, image, {reconstruction.const_data_ptr<R>()},
-                                            {image.const_data_ptr<I>()}, from_logits, valid_size);
+    const Images<R, I> images(reconstruction, image, from_logits, valid_size);
     SRTOD_LAUNCH((forward_kernel<R, I>), grid_of(blocks), stream, images, tiles, difference.mutable_data_ptr<I>(),
                  partial.mutable_data_ptr<double>(), counter.mutable_data_ptr<int32_t>(),
                  with_mse ? mse.mutable_data_ptr<compute_t<R>>() : nullptr);
@@ -224,8 +221,7 @@ Tensor reconstruction_difference_backward_cuda(std::optional<Tensor> grad_differ
   dispatch_images(kOp, reconstruction, image, [&](auto r, auto o) {
     using R = decltype(r);
     using I = decltype(o);
-    const Images<Typed<R>, Typed<I>> images(kOp, reconstruction, image, {reconstruction.const_data_ptr<R>()},
-                                            {image.const_data_ptr<I>()}, from_logits, valid_size);
+    const Images<R, I> images(reconstruction, image, from_logits, valid_size);
     SRTOD_LAUNCH((backward_kernel<R, I>), grid_of(image.size(0) * tiles), device.stream(), images, tiles,
                  grad_difference ? grad_difference->const_data_ptr<I>() : nullptr,
                  grad_difference ? Strides(*grad_difference) : Strides(),
