@@ -332,7 +332,7 @@ def tables() -> dict[str, list[str]]:
 
 def _table_of_ops(cases: dict[Case, dict[str, Result]]) -> list[str]:
     measured = {variant for of_case in cases.values() for variant in of_case}
-    peers = [v for v in (*VARIANTS, "composed", *LAUNCHES) if v in measured - {"fused", "copy"}]
+    peers = [v for v in (*VARIANTS, *LAUNCHES) if v in measured - {"fused", "copy"}]
     heads = ["fused ms", *(f"x {p.removeprefix('fused_')}" for p in peers), "copy ms", "x floor"]
     lines = [f"{'':78s}" + _cells(heads)]
     for case, of_case in cases.items():

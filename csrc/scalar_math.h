@@ -54,11 +54,62 @@ SRTOD_HOST_DEVICE A sigmoid(A x) {
   return A(1) / (A(1) + exponential(-x));
 }
 
-// (sign(u) + 1) / 2: 0, 0.5 at a tie, 1; NaN stays NaN (SR-TOD, Eq. 4).
+// --- the paper's equations ---
+
+// SR-TOD, Eq. 3: the difference map D = mean_c |I_r - I_o| of a pixel; beside it its squared error. Channel by channel.
+template <class A>
+struct PixelDifference {
+  A absolute = 0, squared = 0;  // sums over the channels
+
+  SRTOD_HOST_DEVICE void add(A rebuilt, A real) {
+    const A d = rebuilt - real;
+    absolute += d < A(0) ? -d : d;
+    squared += d * d;
+  }
+  template <class I>
+  SRTOD_HOST_DEVICE A mean(I channels) const {
+    return absolute / static_cast<A>(channels);
+  }
+};
+
+// SR-TOD, Eq. 4: the step of Filtration(D) = 1 + Resize(step(D - t)), step(u) = (sign(u) + 1) / 2: 0, 0.5 at a tie, 1;
+// NaN stays NaN.
 template <class A>
 SRTOD_HOST_DEVICE A step(A u) {
   return u > A(0) ? A(1) : u < A(0) ? A(0) : u == A(0) ? A(0.5) : u;
 }
+
+// ReLU, and what it lets through backward: NaN passes both ways, as PyTorch's.
+template <class A>
+SRTOD_HOST_DEVICE A relu(A x) {
+  return x < A(0) ? A(0) : x;
+}
+template <class A>
+SRTOD_HOST_DEVICE A relu_gradient(A x, A grad) {
+  return x <= A(0) ? A(0) : grad;
+}
+
+// SR-TOD, Eq. 5: the weight sigmoid(MLP(average) + MLP(maximum)) of a channel, with MLP(v) = w2 relu(W1 v + b1) + b2 of
+// this channel. Hidden value by hidden value of W1 average + b1 and W1 maximum + b1.
+template <class A>
+struct ChannelWeight {
+  A z;
+
+  SRTOD_HOST_DEVICE explicit ChannelWeight(A bias2) : z(A(2) * bias2) {}
+  SRTOD_HOST_DEVICE void add(A weight2, A of_average, A of_maximum) {
+    z += weight2 * (relu(of_average) + relu(of_maximum));
+  }
+  SRTOD_HOST_DEVICE A value() const { return sigmoid(z); }
+};
+
+// SR-TOD, Eq. 6: P2' = Reweighting(P2) Filtration(D) P2 of one element. It is linear in x, so its gradient by x is the
+// same function of dL/dP2'.
+template <class A>
+SRTOD_HOST_DEVICE A enhance(A x, A channel_weight, A filter) {
+  return x * (channel_weight * filter);
+}
+
+// --- their parts and derivatives ---
 
 // Derivative g'(u) of the smooth function that stands in for the step in the backward pass.
 template <class A>
@@ -121,16 +172,6 @@ SRTOD_HOST_DEVICE Mixture<A, I> bilinear_mixture(I k, I input_size, I output_siz
   if (low == input_size - 1) return {low, low, A(0)};
   const A fraction = source - static_cast<A>(low);
   return {low, low + 1, fraction < A(1) ? fraction : A(1)};
-}
-
-// ReLU, and what it lets through backward: NaN passes both ways, as PyTorch's.
-template <class A>
-SRTOD_HOST_DEVICE A relu(A x) {
-  return x < A(0) ? A(0) : x;
-}
-template <class A>
-SRTOD_HOST_DEVICE A relu_gradient(A x, A grad) {
-  return x <= A(0) ? A(0) : grad;
 }
 
 // Derivative of the loss by one reconstructed value r, from D = mean_c |r - i| and mse = sum (r - i)^2 / count.

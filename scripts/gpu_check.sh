@@ -21,7 +21,7 @@ set -Eeuo pipefail
 stages=(build tests models sanitizer benchmarks detectors)
 python=${PYTHON:-python3}
 stage_seconds=${STAGE_SECONDS:-540}
-benchmarks=${BENCHMARKS:-bench_dgfe bench_dgfe_from_reconstruction bench_difference_map bench_reconstruction_tail bench_sampled_difference_map}
+benchmarks=${BENCHMARKS:-bench_dgfe bench_difference_map}
 
 fail() {
   echo "gpu_check: $1" >&2

@@ -6,9 +6,8 @@
 
 Prints the time per pixel, relative to the first size's, as a table in Markdown, and draws it. The aim is 1.2 at most.
 
-Float32, batch 1. P2 has 256 channels at stride 4 and the reconstruction's last feature map 64 at stride 1, both
-channels_last. The detector is Faster R-CNN on ResNet-50; its region head costs the same at every size, as the number of
-proposals is.
+Float32, batch 1. P2 has 256 channels at stride 4, channels_last. The detector is Faster R-CNN on ResNet-50; its region
+head costs the same at every size, as the number of proposals is.
 
 A round goes through all sizes, each called up to `--repeats` times, of which the median counts, and no more pixels than
 the largest has; of all rounds the fastest counts. So noise falls on all sizes alike. Before each call a buffer larger
@@ -21,6 +20,7 @@ from __future__ import annotations
 
 import argparse
 import functools
+import inspect
 import io
 import statistics
 import sys
@@ -65,101 +65,84 @@ class Workload(NamedTuple):
 
 
 class Inputs:
-    """Inputs of the ops for an image of `size` "HxW", made when they are asked for."""
+    """Inputs of the ops for an image of `size` "HxW", by the names of their parameters."""
 
     def __init__(self, size: str, options: argparse.Namespace) -> None:
-        self.height, self.width = map(int, size.split("x"))
-        self.level = (-(-self.height // 4), -(-self.width // 4))
-        self.channels, self.device = options.channels, options.device
-        self.leaves: list[Tensor] = []  # of those made, the ones that get gradients
+        height, width = map(int, size.split("x"))
+        level = (-(-height // 4), -(-width // 4))
+        device = options.device
 
-    @functools.cached_property
+        def normal(*shape: int) -> Tensor:
+            return torch.empty((1, *shape), device=device, memory_format=torch.channels_last).normal_()
+
+        module = ops.DGFE(options.channels).to(device)
+        self.leaves = {  # which get gradients
+            "features": normal(options.channels, *level),
+            "reconstruction": normal(3, height, width),
+            "threshold": module.threshold,
+            "weight1": module.fc1.weight,
+            "bias1": module.fc1.bias,
+            "weight2": module.fc2.weight,
+            "bias2": module.fc2.bias,
+        }
+        for leaf in self.leaves.values():
+            leaf.requires_grad_()
+        self.all: dict[str, Any] = self.leaves | {
+            "image": torch.rand((1, 3, height, width), device=device),
+            "difference": torch.rand((1, 1, height, width), device=device) / 10,
+            "size": level,
+            "from_logits": True,
+        }
+
+    def call(self, op: Callable[..., Any]) -> Any:
+        return op(**{name: self.all[name] for name in inspect.signature(op).parameters if name in self.all})
+
+    @property
     def p2(self) -> Tensor:
-        return self._leaf(self._normal(self.channels, *self.level))
+        return self.leaves["features"]
 
-    @functools.cached_property
-    def last_map(self) -> Tensor:
-        """The reconstruction's last feature map."""
-        return self._leaf(self._normal(self.channels // 4, self.height, self.width))
-
-    @functools.cached_property
-    def sampled_rows(self) -> list[Tensor]:
-        """Of the last feature map the rows above, of and below the samples."""
-        return [self._normal(self.channels // 4, self.level[0], 4 * self.level[1]) for _ in range(3)]
-
-    @functools.cached_property
-    def logits(self) -> Tensor:
-        return self._leaf(self._normal(3, self.height, self.width))
-
-    @functools.cached_property
+    @property
     def image(self) -> Tensor:
-        return torch.rand((1, 3, self.height, self.width), device=self.device)
-
-    @functools.cached_property
-    def difference(self) -> Tensor:
-        return self._leaf(torch.rand((1, 1, self.height, self.width), device=self.device) / 10)
-
-    @functools.cached_property
-    def threshold_and_mlp(self) -> list[Tensor]:
-        module = ops.DGFE(self.channels).to(self.device)
-        return [self._leaf(x) for x in (module.threshold, *module.fc1.parameters(), *module.fc2.parameters())]
-
-    @functools.cached_property
-    def output_convolution(self) -> tuple[Tensor, Tensor]:
-        """Weight and bias."""
-        module = torch.nn.Conv2d(self.channels // 4, 3, 3, padding=1, device=self.device)
-        return self._leaf(module.weight), self._leaf(module.get_parameter("bias"))
-
-    def _normal(self, *shape: int) -> Tensor:
-        return torch.empty((1, *shape), device=self.device, memory_format=torch.channels_last).normal_()
-
-    def _leaf(self, x: Tensor) -> Tensor:
-        self.leaves.append(x.requires_grad_())
-        return x
+        image: Tensor = self.all["image"]
+        return image
 
 
-OPS: dict[str, Callable[[Inputs], Any]] = {
-    COPY: lambda x: x.p2.clone(),
-    "dgfe": lambda x: ops.dgfe(x.p2, x.difference, *x.threshold_and_mlp),
-    "dgfe_from_reconstruction": lambda x: ops.dgfe_from_reconstruction(
-        x.p2, x.logits, x.image, *x.threshold_and_mlp, from_logits=True
-    ),
-    "channel_reweighting": lambda x: ops.channel_reweighting(x.p2, *x.threshold_and_mlp[1:]),
-    "filtration": lambda x: ops.filtration(x.difference, x.threshold_and_mlp[0], x.level),
-    "difference_map": lambda x: ops.difference_map(x.logits, x.image, from_logits=True),
-    "reconstruction_difference": lambda x: ops.reconstruction_difference(x.logits, x.image, from_logits=True),
-    "reconstruction_tail": lambda x: ops.reconstruction_tail(x.last_map, *x.output_convolution, x.image)[:2],
-    "sampled_difference_map": lambda x: ops.sampled_difference_map(x.sampled_rows, *x.output_convolution, x.image),
+def copy_of_p2(features: Tensor) -> Tensor:
+    return features.clone()
+
+
+OPS: dict[str, Callable[..., Any]] = {COPY: copy_of_p2} | {
+    name: getattr(ops, name)
+    for name in ops.__all__
+    if hasattr(ops.reference, name) and name != "high_frequency_difference_map"  # a Fourier transform is not linear
 }
-FORWARD_ALONE = (COPY, "sampled_difference_map")
 
 
 def op_workloads(options: argparse.Namespace) -> Iterator[Workload]:
-    def forward(call: Callable[[Inputs], Any], size: str) -> Run:
+    def forward(op: Callable[..., Any], size: str) -> Run:
         inputs = Inputs(size, options)
-        return torch.no_grad()(lambda: call(inputs))
+        return torch.no_grad()(lambda: inputs.call(op))
 
-    def both(call: Callable[[Inputs], Any], size: str) -> Run:
+    def both(op: Callable[..., Any], size: str) -> Run:
         inputs = Inputs(size, options)
         grads: list[Tensor] = []
 
         def run() -> None:
-            outputs = call(inputs)
+            outputs = inputs.call(op)
             outputs = outputs if isinstance(outputs, tuple) else (outputs,)
             if not grads:  # once, before anything is timed
                 grads.extend(map(torch.ones_like, outputs))
             torch.autograd.backward(outputs, grads)
-            for leaf in inputs.leaves:
+            for leaf in inputs.leaves.values():
                 leaf.grad = None
 
         return run
 
-    for name, call in OPS.items():
-        yield Workload("ops, forward", name, functools.partial(forward, call), options.sizes, options.rounds)
-    for name, call in OPS.items():
-        if name not in FORWARD_ALONE or name == COPY:
-            prepare = functools.partial(forward if name == COPY else both, call)
-            yield Workload("ops, forward + backward", name, prepare, options.sizes, options.rounds)
+    for name, op in OPS.items():
+        yield Workload("ops, forward", name, functools.partial(forward, op), options.sizes, options.rounds)
+    for name, op in OPS.items():
+        prepare = functools.partial(forward if name == COPY else both, op)
+        yield Workload("ops, forward + backward", name, prepare, options.sizes, options.rounds)
 
 
 def self_reconstruction_workloads(options: argparse.Namespace) -> Iterator[Workload]:

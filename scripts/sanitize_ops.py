@@ -8,9 +8,11 @@ value being written from the copy, has no reason to complain about PyTorch's gen
 
 from __future__ import annotations
 
+import inspect
 import itertools
 import os
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,16 +20,19 @@ from torch import Tensor
 from srtod import ops
 
 # [N, C, h, w] of the features and [H, W] of the images: rows that no vector access divides, upsampling, one pixel, more
-# channels than threads of a block, channels that tensor cores take (64, in half precision and channels_last), a map of
-# several blocks, and one of more parts than one block combines.
+# channels than threads of a block, a map of several blocks, and one of more parts than one block combines.
 SIZES = [
     ((2, 7, 9, 13), (37, 50)),
     ((1, 3, 9, 10), (4, 3)),
     ((1, 1, 1, 1), (1, 1)),
     ((1, 272, 6, 7), (24, 28)),
-    ((1, 64, 9, 10), (36, 40)),
     ((2, 16, 61, 67), (244, 268)),
     ((1, 2, 270, 280), (27, 28)),
+]
+OPS = [
+    name
+    for name in ops.__all__
+    if hasattr(ops.reference, name.rstrip("_")) and name != "high_frequency_difference_map"  # has no kernel of srtod
 ]
 FORMATS = [torch.contiguous_format, torch.channels_last]
 
@@ -39,12 +44,13 @@ def leaf(x: Tensor, memory_format: torch.memory_format = torch.contiguous_format
     return x.to("cuda").requires_grad_()
 
 
-def differentiate(op: Callable[..., Tensor | tuple[Tensor | None, ...]], *inputs: Tensor) -> None:
+def run(op: Callable[..., Any], tensors: dict[str, Tensor], options: dict[str, Any]) -> None:
     """Forward and backward; the gradients of all outputs are copied from the CPU as well."""
-    results = op(*inputs)
-    outputs = [x for x in (results if isinstance(results, tuple) else (results,)) if x is not None]
-    grads = [torch.randn_like(x, device="cpu").to("cuda") for x in outputs]
-    torch.autograd.grad(outputs, [x for x in inputs if x.requires_grad], grads)
+    results = op(**tensors, **options)
+    outputs = results if isinstance(results, tuple) else (results,)
+    if outputs[0].requires_grad:
+        grads = [torch.randn_like(x, device="cpu").to("cuda") for x in outputs]
+        torch.autograd.grad(outputs, [x for x in tensors.values() if x.requires_grad], grads, allow_unused=True)
 
 
 def call_every_op(
@@ -54,44 +60,39 @@ def call_every_op(
     memory_format: torch.memory_format,
     resize: str,
 ) -> None:
+    """Arguments and options are found by their names, so that every op of `srtod.ops` is called."""
     batch, channels, height, width = shape
     hidden = max(channels // 4, 1)
-    features = leaf(torch.randn(shape).to(dtype), memory_format)
-    reconstruction = leaf(torch.randn(batch, 3, *image_size).to(dtype), memory_format)
-    image = leaf(torch.rand(batch, 3, *image_size), memory_format).detach()
-    difference = leaf(torch.rand(batch, 1, *image_size) / 32)
-    threshold = leaf(torch.tensor(4 / 255))
-    mlp = [leaf(torch.randn(size).to(dtype)) for size in ((hidden, channels), hidden, (channels, hidden), channels)]
+    mlp = {"weight1": (hidden, channels), "bias1": (hidden,), "weight2": (channels, hidden), "bias2": (channels,)}
+    arguments = {
+        "features": leaf(torch.randn(shape).to(dtype), memory_format),
+        "reconstruction": leaf(torch.randn(batch, 3, *image_size).to(dtype), memory_format),
+        "image": leaf(torch.rand(batch, 3, *image_size), memory_format).detach(),
+        "difference": leaf(torch.rand(batch, 1, *image_size) / 32),
+        "threshold": leaf(torch.tensor(4 / 255)),
+        **{name: leaf(torch.randn(size).to(dtype)) for name, size in mlp.items()},
+    }
     valid_size = torch.tensor([[image_size[0] - n, image_size[1]] for n in range(batch)]).to("cuda")
-
-    differentiate(lambda r: ops.difference_map(r, image, from_logits=True), reconstruction)
-    differentiate(lambda r: ops.reconstruction_difference(r, image, from_logits=True), reconstruction)
-    differentiate(lambda r: ops.reconstruction_difference(r, image, valid_size=valid_size), reconstruction)
-    decoded = leaf(torch.randn(batch, channels, *image_size).to(dtype), memory_format)
-    output = [leaf(torch.randn(3, channels, 3, 3) / channels), leaf(torch.randn(3))]
-    differentiate(lambda *x: ops.reconstruction_tail(*x, image, valid_size=valid_size), decoded, *output)
-    samples = [[decoded] * 3, [features] * 9]
-    step = image_size[0] // height
-    if step > 1 and image_size == (step * height, step * width):  # rows around samples that are `step` pixels apart
-        rows = torch.randn(batch, channels, height, image_size[1]).to(dtype)
-        samples.append([leaf(rows, memory_format)] * 3)
-    with torch.no_grad():
-        for maps in samples:
-            ops.sampled_difference_map(maps, *output, image)
-    differentiate(lambda d, t: ops.filtration(d, t, (height, width), resize=resize), difference, threshold)
-    differentiate(ops.channel_reweighting, features, *mlp)
-    for cooperative in ("0", "1"):
-        os.environ["SRTOD_COOPERATIVE"] = cooperative
-        differentiate(lambda *x: ops.dgfe(*x, resize=resize), features, difference, threshold, *mlp)
-        for with_mse in (True, False):
-            differentiate(
-                lambda x, r, *others, mse=with_mse: ops.dgfe_from_reconstruction(
-                    x, r, image, *others, from_logits=True, with_mse=mse, resize=resize
-                ),
-                *(features, reconstruction, threshold, *mlp),
-            )
-        with torch.no_grad():
-            ops.dgfe_(features.detach().clone(), difference, threshold, *mlp, resize=resize)
+    choices: dict[str, list[Any]] = {
+        "from_logits": [False, True],
+        "valid_size": [None, valid_size],
+        "difference_gradient": [False, True],
+        "resize": [resize],
+        "size": [(height, width)],
+    }
+    for name in OPS:
+        op = getattr(ops, name)
+        parameters = inspect.signature(op).parameters
+        tensors = {key: arguments[key] for key in parameters if key in arguments}
+        of_op = {key: values for key, values in choices.items() if key in parameters}
+        for values, cooperative in itertools.product(itertools.product(*of_op.values()), ("0", "1")):
+            os.environ["SRTOD_COOPERATIVE"] = cooperative
+            options = dict(zip(of_op, values, strict=True))
+            if name.endswith("_"):  # overwrites its first argument, and is for inference
+                with torch.no_grad():
+                    run(op, tensors | {"features": tensors["features"].clone()}, options)
+            else:
+                run(op, tensors, options)
     torch.cuda.synchronize()
 
 

@@ -1,9 +1,12 @@
 #include "channel_reweighting.h"
 
+#include <torch/csrc/stable/library.h>
+
 #include <algorithm>
 #include <limits>
 #include <vector>
 
+#include "../checks.h"
 #include "pages.h"
 #include "rows.h"
 
@@ -156,10 +159,10 @@ Tensor channel_weights(const Pooled& pooled, const Mlp& mlp) {
       hidden_layer(weight1, bias1, pooled.maximum.const_data_ptr<A>() + n * channels, channels, from_maximum.data());
       A* result = out.mutable_data_ptr<A>() + n * channels;
       for (int64_t c = 0; c < channels; ++c) {
-        A sum = A(2) * bias2[c];
+        ChannelWeight<A> weight(bias2[c]);
         for (int64_t r = 0; r < hidden_size; ++r)
-          sum += weight2[c * hidden_size + r] * (relu(from_average[r]) + relu(from_maximum[r]));
-        result[c] = sigmoid(sum);
+          weight.add(weight2[c * hidden_size + r], from_average[r], from_maximum[r]);
+        result[c] = weight.value();
       }
     }
   });

@@ -1,6 +1,6 @@
 // Pooling and the channel MLP on the CPU, for channel reweighting and for DGFE.
 #pragma once
-#include "../checks.h"
+#include "../tensors.h"
 
 namespace srtod {
 

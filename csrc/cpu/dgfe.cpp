@@ -1,10 +1,12 @@
-// DGFE on the CPU: P2' = Reweighting(P2) * Filtration(D) * P2 (SR-TOD, Eq. 6), in two passes over P2 forward (pool,
-// apply) and two backward (sums over channels and pixels, then the gradient). D is given, or comes from two images.
+// DGFE on the CPU, in two passes over P2 forward (pool, apply) and two backward (sums over channels and pixels, then
+// the gradient).
+#include <torch/csrc/stable/library.h>
+
 #include <limits>
 #include <vector>
 
+#include "../checks.h"
 #include "channel_reweighting.h"
-#include "difference_map.h"
 #include "filtration.h"
 #include "pages.h"
 #include "rows.h"
@@ -13,7 +15,6 @@ namespace srtod {
 namespace {
 
 constexpr const char* kOp = "dgfe";
-constexpr const char* kOpFromReconstruction = "dgfe_from_reconstruction";
 
 struct Shape {
   int64_t batch, channels, pixels;
@@ -79,31 +80,20 @@ struct Kept {  // for the backward pass
 
 // Pools `features`, computes the channel weights and the filter, and writes the enhanced map to `out` (which may be
 // `features`).
-Kept enhance(const Tensor& features, MemoryFormat format, const Tensor& difference, const Tensor& threshold,
-             const Mlp& mlp, Resize resize, Tensor& out) {
+Kept run(const char* op, const Tensor& features, MemoryFormat format, const Tensor& difference, const Tensor& threshold,
+         const Mlp& mlp, Resize resize, Tensor& out) {
   const Pooled pooled = pool(features, format);
   const Tensor weights = channel_weights(pooled, mlp);
   const FiltrationOptions options{features.size(2), features.size(3), resize, Surrogate::none, 1};
   Tensor filter =
       empty({features.size(0), 1, options.height, options.width}, compute_type(features.scalar_type()), features);
-  dispatch_floating(features.scalar_type(), kOp, [&](auto tag) {
+  dispatch_floating(features.scalar_type(), op, [&](auto tag) {
     using T = decltype(tag);
     auto* f = filter.mutable_data_ptr<compute_t<T>>();
     filtration_values(difference, threshold, options, f);
     apply<T>(features, format, weights, f, out);
   });
   return {filter, weights, pooled};
-}
-
-// The same into a fresh tensor, from features of any strides.
-std::tuple<Tensor, Kept> enhanced(const Tensor& features, const Tensor& difference, const Tensor& threshold,
-                                  const Mlp& mlp, Resize resize) {
-  const MemoryFormat format = memory_format_of(features);
-  Tensor out = empty({features.size(0), features.size(1), features.size(2), features.size(3)}, features.scalar_type(),
-                     features, format);
-  use_huge_pages(out);
-  const Kept kept = enhance(in_format(features, format), format, difference, threshold, mlp, resize, out);
-  return {out, kept};
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> dgfe_cpu(const Tensor& features, const Tensor& difference,
@@ -113,41 +103,22 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> dgfe_cpu(const Tensor
                                                                     double) {
   const Mlp mlp{weight1, bias1, weight2, bias2};
   check(kOp, features, difference, threshold, mlp, &bias2);
-  const auto [out, kept] = enhanced(features, difference, threshold, mlp, Resize(resize));
+  const MemoryFormat format = memory_format_of(features);
+  Tensor out = empty({features.size(0), features.size(1), features.size(2), features.size(3)}, features.scalar_type(),
+                     features, format);
+  use_huge_pages(out);
+  const Kept kept = run(kOp, in_format(features, format), format, difference, threshold, mlp, Resize(resize), out);
   return {out, kept.filter, kept.weights, kept.pooled.average, kept.pooled.maximum, kept.pooled.argmax};
 }
 
 void dgfe_inplace_cpu(Tensor features, const Tensor& difference, const Tensor& threshold, const Tensor& weight1,
                       const Tensor& bias1, const Tensor& weight2, const Tensor& bias2, int64_t resize) {
+  const char* op = "dgfe_";
   const Mlp mlp{weight1, bias1, weight2, bias2};
-  check(kOp, features, difference, threshold, mlp, &bias2);
-  STD_TORCH_CHECK(features.is_contiguous() || is_channels_last(features), kOp,
-                  ": the in-place form needs features laid out as contiguous or channels_last");
-  enhance(features, memory_format_of(features), difference, threshold, mlp, Resize(resize), features);
-}
-
-// Where D comes from two images, it is computed in each pass, in the type of arithmetic.
-Tensor empty_difference(const Tensor& image) {
-  return empty({image.size(0), 1, image.size(2), image.size(3)}, compute_type(image.scalar_type()), image);
-}
-
-std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> dgfe_from_reconstruction_cpu(
-    const Tensor& features, const Tensor& reconstruction, const Tensor& image, const Tensor& threshold,
-    const Tensor& weight1, const Tensor& bias1, const Tensor& weight2, const Tensor& bias2, bool from_logits,
-    std::optional<Tensor> valid_size, bool with_mse, int64_t resize, int64_t, double) {
-  const Mlp mlp{weight1, bias1, weight2, bias2};
-  check_images(kOpFromReconstruction, reconstruction, image, valid_size);
-  Tensor difference = empty_difference(image);
-  check(kOpFromReconstruction, features, difference, threshold, mlp, &bias2);
-  const double mse = write_difference(reconstruction, image, from_logits, valid_size, difference);
-  const auto [out, kept] = enhanced(features, difference, threshold, mlp, Resize(resize));
-  return {out,
-          with_mse ? mse_tensor(mse, image) : empty({0}, difference.scalar_type(), image),
-          kept.filter,
-          kept.weights,
-          kept.pooled.average,
-          kept.pooled.maximum,
-          kept.pooled.argmax};
+  check(op, features, difference, threshold, mlp, &bias2);
+  STD_TORCH_CHECK(features.is_contiguous() || is_channels_last(features), op,
+                  ": needs features laid out as contiguous or channels_last");
+  run(op, features, memory_format_of(features), difference, threshold, mlp, Resize(resize), features);
 }
 
 // --- backward: with L the loss, g = dL/dP2', s the channel weights, f the filter
@@ -243,7 +214,7 @@ void gradient_channels_last(const T* g, const A* s, const A* f, const A* constan
     const int64_t n = nc / channels;
     if (argmax[nc] < 0 || argmax[nc] >= shape.pixels) continue;
     const int64_t p = n * shape.pixels + argmax[nc], k = p * channels + nc % channels;
-    narrow(widen(g[k]) * (s[nc] * f[p]) + constant[nc] + grad_maximum[nc], grad[k]);
+    narrow(enhance(widen(g[k]), s[nc], f[p]) + constant[nc] + grad_maximum[nc], grad[k]);
   }
 }
 
@@ -315,40 +286,12 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> dgfe_backward
           grads.mlp.bias2};
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> dgfe_from_reconstruction_backward_cpu(
-    const Tensor& grad, std::optional<Tensor> grad_mse, const Tensor& features, const Tensor& reconstruction,
-    const Tensor& image, const Tensor& threshold, const Tensor& filter, const Tensor& weights, const Tensor& average,
-    const Tensor& maximum, const Tensor& argmax, const Tensor& weight1, const Tensor& bias1, const Tensor& weight2,
-    bool from_logits, std::optional<Tensor> valid_size, int64_t resize, int64_t surrogate, double alpha,
-    bool reconstruction_grad) {
-  const Mlp mlp{weight1, bias1, weight2, {}};
-  check_images(kOpFromReconstruction, reconstruction, image, valid_size);
-  check_image_gradients(kOpFromReconstruction, image, std::nullopt, grad_mse);
-  Tensor difference = empty_difference(image);
-  check(kOpFromReconstruction, features, difference, threshold, mlp, nullptr);
-  write_difference(reconstruction, image, from_logits, std::nullopt, difference);
-  const FiltrationOptions options{features.size(2), features.size(3), Resize(resize), Surrogate(surrogate), alpha};
-  const Gradients grads = backward(kOpFromReconstruction, grad, features, difference, threshold,
-                                   {filter, weights, {average, maximum, argmax}}, mlp, options, reconstruction_grad);
-  return {grads.features,
-          grads.difference
-              ? gradient_of_reconstruction(grads.difference, grad_mse, reconstruction, image, from_logits, valid_size)
-              : empty({0}, reconstruction.scalar_type(), reconstruction),
-          grads.threshold,
-          grads.mlp.weight1,
-          grads.mlp.bias1,
-          grads.mlp.weight2,
-          grads.mlp.bias2};
-}
-
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(srtod, CPU, m) {
   m.impl("dgfe", TORCH_BOX(&dgfe_cpu));
   m.impl("dgfe_", TORCH_BOX(&dgfe_inplace_cpu));
   m.impl("_dgfe_backward", TORCH_BOX(&dgfe_backward_cpu));
-  m.impl("dgfe_from_reconstruction", TORCH_BOX(&dgfe_from_reconstruction_cpu));
-  m.impl("_dgfe_from_reconstruction_backward", TORCH_BOX(&dgfe_from_reconstruction_backward_cpu));
 }
 
 }  // namespace srtod

@@ -1,9 +1,10 @@
-// Difference map and reconstruction error on the CPU: D = mean_c |I_r - I_o| (SR-TOD, Eq. 3) and mean (I_r - I_o)^2, in
-// one pass over both images, whatever their strides.
-#include "difference_map.h"
+// Difference map D and reconstruction error mean (I_r - I_o)^2 on the CPU, in one pass over both images, whatever their
+// strides.
+#include <torch/csrc/stable/library.h>
 
 #include <vector>
 
+#include "../checks.h"
 #include "pages.h"
 #include "rows.h"
 
@@ -19,28 +20,19 @@ SRTOD_HOST_DEVICE A value_in_unit_range(A x) {
   return from_logits ? sigmoid(x) : x;
 }
 
-template <bool from_logits, class A>
-SRTOD_HOST_DEVICE A signed_difference(A x, A image) {
-  return value_in_unit_range<from_logits>(x) - image;
-}
-
-template <class A>
-SRTOD_HOST_DEVICE A absolute(A x) {
-  return x < A(0) ? -x : x;
-}
-
-// mean = mean_c |r - image|; returns the sum of (r - image)^2. RGB, all channels in one loop: as fast as memory allows.
+// mean = D of each pixel; returns the sum of (r - image)^2. RGB, all channels in one loop: as fast as memory allows.
 template <bool from_logits, class A>
 SRTOD_CLONES A difference_row_rgb(const A* const* r, const A* const* image, int64_t n, A* __restrict mean) {
   const A *r0 = r[0], *r1 = r[1], *r2 = r[2], *image0 = image[0], *image1 = image[1], *image2 = image[2];
   A squares = 0;
 #pragma omp simd simdlen(64 / sizeof(A)) reduction(+ : squares)
   for (int64_t i = 0; i < n; ++i) {
-    const A d0 = signed_difference<from_logits>(r0[i], image0[i]);
-    const A d1 = signed_difference<from_logits>(r1[i], image1[i]);
-    const A d2 = signed_difference<from_logits>(r2[i], image2[i]);
-    mean[i] = (absolute(d0) + absolute(d1) + absolute(d2)) * A(1.0 / 3.0);
-    squares += d0 * d0 + d1 * d1 + d2 * d2;
+    PixelDifference<A> pixel;
+    pixel.add(value_in_unit_range<from_logits>(r0[i]), image0[i]);
+    pixel.add(value_in_unit_range<from_logits>(r1[i]), image1[i]);
+    pixel.add(value_in_unit_range<from_logits>(r2[i]), image2[i]);
+    mean[i] = pixel.mean(3);
+    squares += pixel.squared;
   }
   return squares;
 }
@@ -51,13 +43,10 @@ A difference_row(const A* const* r, const A* const* image, int64_t channels, int
   if (channels == 3) return difference_row_rgb<from_logits>(r, image, n, mean);
   A squares = 0;
   for (int64_t i = 0; i < n; ++i) {
-    A sum = 0;
-    for (int64_t c = 0; c < channels; ++c) {
-      const A d = signed_difference<from_logits>(r[c][i], image[c][i]);
-      sum += absolute(d);
-      squares += d * d;
-    }
-    mean[i] = sum / static_cast<A>(channels);
+    PixelDifference<A> pixel;
+    for (int64_t c = 0; c < channels; ++c) pixel.add(value_in_unit_range<from_logits>(r[c][i]), image[c][i]);
+    mean[i] = pixel.mean(channels);
+    squares += pixel.squared;
   }
   return squares;
 }
@@ -210,9 +199,9 @@ struct Valid {
 };
 
 // Writes tiles [begin, end) of the difference map; the sum of squares over a tile's valid pixels goes to squares[tile].
-template <bool from_logits, class R, class I, class D>
+template <bool from_logits, class R, class I>
 void forward_tiles(const Image<const R>& r, const Image<const I>& o, const Size& size, const Valid& valid,
-                   int64_t begin, int64_t end, D* difference, double* squares) {
+                   int64_t begin, int64_t end, I* difference, double* squares) {
   using A = compute_t<R>;
   Tile<const R> rebuilt(size.channels);
   Tile<const I> real(size.channels);
@@ -220,7 +209,7 @@ void forward_tiles(const Image<const R>& r, const Image<const I>& o, const Size&
   for (int64_t tile = begin; tile < end; ++tile) {
     const Place at(tile, size);
     const int64_t valid_count = valid.of(at);
-    D* destination = difference + (at.n * size.height + at.y) * size.width + at.x;
+    I* destination = difference + (at.n * size.height + at.y) * size.width + at.x;
     A* mean = row_for_store(destination, scratch);
     rebuilt.load(r, at);
     real.load(o, at);
@@ -235,8 +224,8 @@ void forward_tiles(const Image<const R>& r, const Image<const I>& o, const Size&
 }
 
 // Writes the difference map; returns the sum of squares over valid pixels.
-template <bool from_logits, class R, class I, class D>
-double forward(const Tensor& reconstruction, const Tensor& image, const Valid& valid, D* difference) {
+template <bool from_logits, class R, class I>
+double forward(const Tensor& reconstruction, const Tensor& image, const Valid& valid, I* difference) {
   const Image<const R> r = image_of<R>(reconstruction);
   const Image<const I> o = image_of<I>(image);
   const Size size = valid.heights.empty() ? as_long_row(Size(image), r, o) : Size(image);
@@ -249,19 +238,7 @@ double forward(const Tensor& reconstruction, const Tensor& image, const Valid& v
   return total;
 }
 
-// Calls f(R{}, I{}, D{}) with the storage types of reconstruction, image, and difference map (or its gradient).
-template <class F>
-void dispatch_maps(const Tensor& reconstruction, const Tensor& image, ScalarType difference, F&& f) {
-  dispatch_images(kOp, reconstruction, image, [&](auto r, auto o) {
-    using I = decltype(o);
-    if (difference == image.scalar_type())
-      f(r, o, I{});
-    else if constexpr (sizeof(I) == 2)
-      f(r, o, compute_t<I>{});
-  });
-}
-
-template <bool from_logits, class R, class I, class D>
+template <bool from_logits, class R, class I>
 void backward(const std::optional<Tensor>& grad_difference, const std::optional<Tensor>& grad_mse,
               const Tensor& reconstruction, const Tensor& image, const Valid& valid, Tensor& grad) {
   using A = compute_t<R>;
@@ -269,7 +246,7 @@ void backward(const std::optional<Tensor>& grad_difference, const std::optional<
   const Image<const I> o = image_of<I>(image);
   const Image<R> out{
       grad.mutable_data_ptr<R>(), grad.size(1), grad.stride(0), grad.stride(1), grad.stride(2), grad.stride(3)};
-  const Image<const D> gd = grad_difference ? image_of<D>(*grad_difference) : Image<const D>{};
+  const Image<const I> gd = grad_difference ? image_of<I>(*grad_difference) : Image<const I>{};
   Size size(image);
   if (valid.heights.empty()) size = grad_difference ? as_long_row(size, r, o, out, gd) : as_long_row(size, r, o, out);
   const A squared =
@@ -315,70 +292,20 @@ void backward(const std::optional<Tensor>& grad_difference, const std::optional<
   });
 }
 
-}  // namespace
-
+// Writes D to `difference` [N, 1, H, W], contiguous. Returns the mean of (I_r - I_o)^2 over the valid pixels.
 double write_difference(const Tensor& reconstruction, const Tensor& image, bool from_logits,
                         const std::optional<Tensor>& valid_size, Tensor& difference) {
   const Valid valid(valid_size, Size(image));
   double squares = 0;
-  dispatch_maps(reconstruction, image, difference.scalar_type(), [&](auto r, auto o, auto d) {
+  dispatch_images(kOp, reconstruction, image, [&](auto r, auto o) {
     using R = decltype(r);
     using I = decltype(o);
-    auto* out = difference.mutable_data_ptr<decltype(d)>();
+    I* out = difference.mutable_data_ptr<I>();
     squares = from_logits ? forward<true, R, I>(reconstruction, image, valid, out)
                           : forward<false, R, I>(reconstruction, image, valid, out);
   });
   return squares / static_cast<double>(valid.pixels * image.size(1));
 }
-
-double DifferenceRows::write(int64_t n, int64_t begin, int64_t end) const {
-  const Size size(image_);
-  const Valid valid(valid_size_, size);
-  const int64_t rows = n * size.height, tiles = size.tiles_of_row();
-  std::vector<double> squares((end - begin) * tiles);
-  dispatch_floating(image_.scalar_type(), kOp, [&](auto tag) {
-    using I = decltype(tag);
-    using A = compute_t<I>;
-    forward_tiles<true>(image_of<A>(logits_), image_of<I>(image_), size, valid, (rows + begin) * tiles,
-                        (rows + end) * tiles, difference_.mutable_data_ptr<I>(), squares.data());
-  });
-  double total = 0;
-  for (double s : squares) total += s;
-  return total;
-}
-
-int64_t DifferenceRows::valid_pixels() const { return Valid(valid_size_, Size(image_)).pixels; }
-
-Tensor mse_tensor(double mse, const Tensor& image) {
-  Tensor t = empty({}, compute_type(image.scalar_type()), image);
-  dispatch_compute(t.scalar_type(), [&](auto tag) {
-    using A = decltype(tag);
-    *t.mutable_data_ptr<A>() = static_cast<A>(mse);
-  });
-  return t;
-}
-
-Tensor gradient_of_reconstruction(const std::optional<Tensor>& grad_difference, const std::optional<Tensor>& grad_mse,
-                                  const Tensor& reconstruction, const Tensor& image, bool from_logits,
-                                  const std::optional<Tensor>& valid_size) {
-  Tensor grad = empty({image.size(0), image.size(1), image.size(2), image.size(3)}, reconstruction.scalar_type(),
-                      reconstruction, memory_format_of(reconstruction));
-  use_huge_pages(grad);
-  const Valid valid(valid_size, Size(image));
-  const ScalarType type = grad_difference ? grad_difference->scalar_type() : image.scalar_type();
-  dispatch_maps(reconstruction, image, type, [&](auto r, auto o, auto d) {
-    using R = decltype(r);
-    using I = decltype(o);
-    using D = decltype(d);
-    if (from_logits)
-      backward<true, R, I, D>(grad_difference, grad_mse, reconstruction, image, valid, grad);
-    else
-      backward<false, R, I, D>(grad_difference, grad_mse, reconstruction, image, valid, grad);
-  });
-  return grad;
-}
-
-namespace {
 
 // The image's type is the wider one, hence the difference map's.
 Tensor empty_difference(const Tensor& image) {
@@ -396,8 +323,13 @@ std::tuple<Tensor, Tensor> reconstruction_difference_cpu(const Tensor& reconstru
                                                          bool from_logits, std::optional<Tensor> valid_size) {
   check_images(kOp, reconstruction, image, valid_size);
   Tensor difference = empty_difference(image);
-  const double mse = write_difference(reconstruction, image, from_logits, valid_size, difference);
-  return {difference, mse_tensor(mse, image)};
+  const double mean = write_difference(reconstruction, image, from_logits, valid_size, difference);
+  Tensor mse = empty({}, compute_type(image.scalar_type()), image);
+  dispatch_compute(mse.scalar_type(), [&](auto tag) {
+    using A = decltype(tag);
+    *mse.mutable_data_ptr<A>() = static_cast<A>(mean);
+  });
+  return {difference, mse};
 }
 
 Tensor reconstruction_difference_backward_cpu(std::optional<Tensor> grad_difference, std::optional<Tensor> grad_mse,
@@ -405,7 +337,19 @@ Tensor reconstruction_difference_backward_cpu(std::optional<Tensor> grad_differe
                                               std::optional<Tensor> valid_size) {
   check_images(kOp, reconstruction, image, valid_size);
   check_image_gradients(kOp, image, grad_difference, grad_mse);
-  return gradient_of_reconstruction(grad_difference, grad_mse, reconstruction, image, from_logits, valid_size);
+  Tensor grad = empty({image.size(0), image.size(1), image.size(2), image.size(3)}, reconstruction.scalar_type(),
+                      reconstruction, memory_format_of(reconstruction));
+  use_huge_pages(grad);
+  const Valid valid(valid_size, Size(image));
+  dispatch_images(kOp, reconstruction, image, [&](auto r, auto o) {
+    using R = decltype(r);
+    using I = decltype(o);
+    if (from_logits)
+      backward<true, R, I>(grad_difference, grad_mse, reconstruction, image, valid, grad);
+    else
+      backward<false, R, I>(grad_difference, grad_mse, reconstruction, image, valid, grad);
+  });
+  return grad;
 }
 
 }  // namespace

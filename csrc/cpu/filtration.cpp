@@ -1,8 +1,11 @@
 #include "filtration.h"
 
+#include <torch/csrc/stable/library.h>
+
 #include <limits>
 #include <vector>
 
+#include "../checks.h"
 #include "rows.h"
 
 namespace srtod {
@@ -259,13 +262,15 @@ Tensor filtration_cpu(const Tensor& difference, const Tensor& threshold, int64_t
 
 std::tuple<Tensor, Tensor> filtration_backward_cpu(const Tensor& grad, const Tensor& difference,
                                                    const Tensor& threshold, int64_t resize, int64_t surrogate,
-                                                   double alpha) {
+                                                   double alpha, bool difference_grad) {
   check_filter_gradient("filtration", grad, difference);
   const FiltrationOptions options{grad.size(2), grad.size(3), Resize(resize), Surrogate(surrogate), alpha};
   check_difference("filtration", difference, threshold, grad.size(2), grad.size(3));
   const Tensor g = in_format(grad, MemoryFormat::Contiguous);
-  std::optional<Tensor> grad_difference =
-      empty({difference.size(0), 1, difference.size(2), difference.size(3)}, difference.scalar_type(), difference);
+  std::optional<Tensor> grad_difference;
+  if (difference_grad)
+    grad_difference =
+        empty({difference.size(0), 1, difference.size(2), difference.size(3)}, difference.scalar_type(), difference);
   double grad_threshold = 0;
   dispatch_floating(difference.scalar_type(), "filtration", [&](auto tag) {
     using T = decltype(tag);
@@ -273,7 +278,8 @@ std::tuple<Tensor, Tensor> filtration_backward_cpu(const Tensor& grad, const Ten
     const auto* row = load_row(g.const_data_ptr<T>(), 1, g.numel(), scratch.data());
     grad_threshold = filtration_gradients(row, difference, threshold, options, grad_difference);
   });
-  return {*grad_difference, scalar_tensor(grad_threshold, threshold)};
+  return {grad_difference ? *grad_difference : empty({0}, difference.scalar_type(), difference),
+          scalar_tensor(grad_threshold, threshold)};
 }
 
 }  // namespace

@@ -1,6 +1,7 @@
 // Filtration on the CPU, for its own op and for DGFE.
 #pragma once
-#include "../checks.h"
+#include "../scalar_math.h"
+#include "../tensors.h"
 
 namespace srtod {
 

@@ -1,6 +1,6 @@
 // A large fresh output costs more in page faults than in arithmetic: 4 KiB pages are zeroed one fault at a time.
 #pragma once
-#include "../checks.h"
+#include "../tensors.h"
 
 #if defined(__linux__)
 #include <sys/mman.h>

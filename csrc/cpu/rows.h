@@ -1,21 +1,21 @@
 // The vectorised inner loops of the CPU ops, on rows of the arithmetic type A (float or double), and the conversions
 // between rows of storage types and rows of A. Each loop is compiled for AVX-512, AVX2 and the baseline; the loader
-// picks at run time.
+// picks at run time. To test on one CPU what others run, build with CFLAGS=-DSRTOD_WITHOUT_AVX512 or, for the baseline,
+// CFLAGS=-DSRTOD_BASELINE.
 #pragma once
 #include <algorithm>
 #include <cstdint>
 #include <cstring>
 
-#include "../checks.h"
+#include "../scalar_math.h"
+#include "../tensors.h"
 
-#if defined(__x86_64__) && defined(__GNUC__) && defined(__gnu_linux__)
-#define SRTOD_CLONES __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
-#else
+#if !defined(__x86_64__) || !defined(__GNUC__) || !defined(__gnu_linux__) || defined(SRTOD_BASELINE)
 #define SRTOD_CLONES
-#endif
-
-#if defined(__GNUC__)
-#pragma GCC diagnostic ignored "-Wpsabi"  // vectors are passed to functions only where these are inlined
+#elif defined(SRTOD_WITHOUT_AVX512)
+#define SRTOD_CLONES __attribute__((target_clones("arch=x86-64-v3", "default")))
+#else
+#define SRTOD_CLONES __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
 #endif
 
 namespace srtod {
@@ -36,24 +36,14 @@ SRTOD_HOST_DEVICE To reinterpret_bits(From from) {
 SRTOD_HOST_DEVICE float bits_to_float(uint32_t bits) { return reinterpret_bits<float>(bits); }
 SRTOD_HOST_DEVICE uint32_t float_to_bits(float x) { return reinterpret_bits<uint32_t>(x); }
 
-// The bits of half-precision numbers as float, of one number or of a vector of them.
-//
 // BFloat16 is float's upper half. Half has 5 exponent bits: scaling by 2^112 moves them to float's 8, subnormals
 // included; infinity and NaN are patched.
-template <class F, class U>
-SRTOD_HOST_DEVICE F widen_bits(U x, BFloat16) {
-  return reinterpret_bits<F>(x << 16);
+SRTOD_HOST_DEVICE float widen(BFloat16 x) { return bits_to_float(static_cast<uint32_t>(x.x) << 16); }
+SRTOD_HOST_DEVICE float widen(Half x) {
+  const uint32_t magnitude = (x.x & 0x7fffu) << 13, sign = (x.x & 0x8000u) << 16;
+  const uint32_t scaled = float_to_bits(bits_to_float(magnitude) * bits_to_float(0x77800000u));
+  return bits_to_float((magnitude >= 0x0f800000u ? magnitude | 0x7f800000u : scaled) | sign);
 }
-template <class F, class U>
-SRTOD_HOST_DEVICE F widen_bits(U x, Half) {
-  const U magnitude = (x & 0x7fffu) << 13, sign = (x & 0x8000u) << 16;
-  const F scaled = reinterpret_bits<F>(magnitude) * bits_to_float(0x77800000u);
-  const U patched = magnitude >= 0x0f800000u ? magnitude | 0x7f800000u : reinterpret_bits<U>(scaled);
-  return reinterpret_bits<F>(patched | sign);
-}
-
-SRTOD_HOST_DEVICE float widen(BFloat16 x) { return widen_bits<float, uint32_t>(x.x, x); }
-SRTOD_HOST_DEVICE float widen(Half x) { return widen_bits<float, uint32_t>(x.x, x); }
 SRTOD_HOST_DEVICE float widen(float x) { return x; }
 SRTOD_HOST_DEVICE double widen(double x) { return x; }
 
@@ -135,18 +125,18 @@ SRTOD_CLONES SumMax<A> sum_max(const A* __restrict x, int64_t n) {
   return {sum, max};
 }
 
-// y = x * (s * f)
+// y = enhance(x, s, f)
 template <class A>
 SRTOD_CLONES void scale_row(const A* x, const A* __restrict f, A s, int64_t n, A* y) {
 #pragma omp simd simdlen(64 / sizeof(A))
-  for (int64_t i = 0; i < n; ++i) y[i] = x[i] * (s * f[i]);
+  for (int64_t i = 0; i < n; ++i) y[i] = enhance(x[i], s, f[i]);
 }
 
-// y = g * (s * f) + constant
+// y = enhance(g, s, f) + constant
 template <class A>
 SRTOD_CLONES void scale_shift_row(const A* g, const A* __restrict f, A s, A constant, int64_t n, A* y) {
 #pragma omp simd simdlen(64 / sizeof(A))
-  for (int64_t i = 0; i < n; ++i) y[i] = g[i] * (s * f[i]) + constant;
+  for (int64_t i = 0; i < n; ++i) y[i] = enhance(g[i], s, f[i]) + constant;
 }
 
 // grad_filter += g * x * s; returns sum(g * x * f)
@@ -197,12 +187,12 @@ SRTOD_CLONES A backward_sums_pixel(const A* __restrict g, const A* __restrict x,
   return sum;
 }
 
-// y = g * (s * f) + constant, with a constant for each channel
+// y = enhance(g, s, f) + constant, with a constant for each channel
 template <class A>
 SRTOD_CLONES void scale_shift_pixel(const A* g, const A* __restrict s, A f, const A* __restrict constant,
                                     int64_t channels, A* y) {
 #pragma omp simd simdlen(64 / sizeof(A))
-  for (int64_t c = 0; c < channels; ++c) y[c] = g[c] * (s[c] * f) + constant[c];
+  for (int64_t c = 0; c < channels; ++c) y[c] = enhance(g[c], s[c], f) + constant[c];
 }
 
 }  // namespace srtod

@@ -65,10 +65,10 @@ __device__ __forceinline__ void weigh_channels(const Mlp& mlp, const A* average,
   hidden_layer(mlp, maximum, hidden + mlp.hidden);
   __syncthreads();
   for (uint32_t c = threadIdx.x; c < mlp.channels; c += kThreads) {
-    A z = A(2) * mlp.bias2.at<A>(c);
+    ChannelWeight<A> weight(mlp.bias2.at<A>(c));
     for (uint32_t r = 0; r < mlp.hidden; ++r)
-      z += mlp.weight2.at<A>(c * mlp.hidden + r) * (relu(hidden[r]) + relu(hidden[mlp.hidden + r]));
-    weights[c] = sigmoid(z);
+      weight.add(mlp.weight2.at<A>(c * mlp.hidden + r), hidden[r], hidden[mlp.hidden + r]);
+    weights[c] = weight.value();
   }
 }
 

@@ -1,5 +1,8 @@
 // DGFE backward in two launches: one reads g and P2 for the sums over channels (the filter's gradient) and over pixels
 // (the channel weights' gradient), with the MLP's backward; the other writes the gradients.
+#include <torch/csrc/stable/library.h>
+
+#include "../checks.h"
 #include "dgfe.cuh"
 
 namespace srtod {
@@ -166,26 +169,21 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerMultiprocessor)
   finish_sums(sums, shape, mlp, n, part);
 }
 
-// The gradients behind the filter: of the threshold, and of the differences or the reconstruction where wanted.
+// The gradients behind the filter: of the threshold, and of the differences where wanted.
 template <class A>
 struct FilterBackward {
   Filter filter;
   const A* grad_filter;  // [groups, N, h * w]
   uint32_t groups, tiles, blocks;
   int64_t batch;
-  AnyFloatOut grad;  // of the map, or of the reconstruction; data = null: not wanted
-  Strides strides;   // of `grad`
-  const A* grad_mse;
-  double* sums;  // of each block
+  AnyFloatOut grad_difference;  // data = null: not wanted
+  double* sums;                 // of each block
   int32_t* counter;
   AnyFloatOut grad_threshold;
 
   __device__ __forceinline__ void operator()(uint32_t block) const {
     SRTOD_SHARED(double, scratch, [kWarps]);
     const int64_t n = block / tiles;
-    const AnyImages& images = filter.difference.images;
-    const bool of_images = filter.difference.from_images && grad.data != nullptr;
-    const A of_error = of_images ? images.squared_factor(grad_mse) : A(0);
     const double sum = difference_gradient_tile<A>(
         filter, n, block % tiles,
         [&](uint32_t i, uint32_t j) {
@@ -194,14 +192,7 @@ struct FilterBackward {
             of_groups += grad_filter[(group * batch + n) * filter.pixels() + i * filter.width + j];
           return of_groups;
         },
-        [&](uint32_t y, uint32_t x, A value) {
-          if (of_images)
-            images.gradient<A>(n, y, x, value, images.is_valid(n, y, x) ? of_error : A(0),
-                               [&](uint32_t c, A slope) { grad.set(strides.at(n, y, x) + c * strides.c, slope); });
-          else if (grad.data != nullptr)
-            grad.set(strides.at(n, y, x), value);
-        },
-        scratch);
+        grad_difference, scratch);
     if (threadIdx.x == 0) sums[block] = sum;
     if (is_last_block(counter, blocks)) threshold_gradient(sums, blocks, grad_threshold, scratch);
   }
@@ -225,8 +216,7 @@ struct DgfeBackward {  // all that a backward pass reads
   Filter filter;
   Tensor filter_values, weights, average, maximum, argmax;
   MlpTensors mlp;
-  Tensor grad_behind;  // of the map or the reconstruction, to be written; empty: not wanted
-  std::optional<Tensor> grad_mse;
+  Tensor grad_difference;  // to be written; empty: not wanted
 };
 
 struct Gradients {
@@ -281,16 +271,13 @@ void launch(DgfeBackward& pass, const Shape& shape, bool channels_last, WeightsB
   Tensor behind_sums = empty({behind_blocks}, ScalarType::Double, pass.features);
   const Scaling<A> scaling{sums.filter, sums.weights, t.grad_average.const_data_ptr<A>(),
                            t.grad_maximum.const_data_ptr<A>(), pass.argmax.const_data_ptr<int64_t>()};
-  const bool wanted = pass.grad_behind.numel() > 0;
   const FilterBackward<A> behind{pass.filter,
                                  sums.grad_filter,
                                  groups,
                                  tiles,
                                  behind_blocks,
                                  shape.batch,
-                                 wanted ? AnyFloatOut(pass.grad_behind) : AnyFloatOut(),
-                                 wanted ? Strides(pass.grad_behind) : Strides(),
-                                 pass.grad_mse ? pass.grad_mse->const_data_ptr<A>() : nullptr,
+                                 pass.grad_difference.numel() > 0 ? AnyFloatOut(pass.grad_difference) : AnyFloatOut(),
                                  behind_sums.mutable_data_ptr<double>(),
                                  counter + meetings + 1,
                                  AnyFloatOut(grad_threshold)};
@@ -343,64 +330,23 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> dgfe_backward
   Tensor grad_difference = difference_grad ? empty({difference.size(0), 1, difference.size(2), difference.size(3)},
                                                    difference.scalar_type(), difference)
                                            : empty({0}, difference.scalar_type(), difference);
-  DgfeBackward pass{
-      op,
-      grad,
-      features,
-      Filter(op, Difference(op, difference), threshold, features.size(2), features.size(3), resize, surrogate, alpha),
-      filter,
-      weights,
-      average,
-      maximum,
-      argmax,
-      MlpTensors(weight1, bias1, weight2, weight2),
-      grad_difference,
-      std::nullopt};
+  DgfeBackward pass{op,
+                    grad,
+                    features,
+                    Filter(op, difference, threshold, features.size(2), features.size(3), resize, surrogate, alpha),
+                    filter,
+                    weights,
+                    average,
+                    maximum,
+                    argmax,
+                    MlpTensors(weight1, bias1, weight2, weight2),
+                    grad_difference};
   const Gradients grads = run(pass, device);
   return {grads.features, grad_difference, grads.threshold, grads.weight1, grads.bias1, grads.weight2, grads.bias2};
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> dgfe_from_reconstruction_backward_cuda(
-    const Tensor& grad, std::optional<Tensor> grad_mse, const Tensor& features, const Tensor& reconstruction,
-    const Tensor& image, const Tensor& threshold, const Tensor& filter, const Tensor& weights, const Tensor& average,
-    const Tensor& maximum, const Tensor& argmax, const Tensor& weight1, const Tensor& bias1, const Tensor& weight2,
-    bool from_logits, std::optional<Tensor> valid, int64_t resize, int64_t surrogate, double alpha,
-    bool reconstruction_grad) {
-  const char* op = "dgfe_from_reconstruction";
-  check_images(op, reconstruction, image, valid);
-  check_maps(op, features, image, threshold, image.size(1));
-  check_image_gradients(op, image, std::nullopt, grad_mse);
-  check_kept(op, grad, features, threshold, filter, weights, average, maximum, argmax, weight1, bias1, weight2);
-  check_same_device(op, features, {&image});
-  const OnDevice device(features);
-  const std::optional<Tensor> valid_size = contiguous(valid);
-  const AnyImages images(op, reconstruction, image, AnyFloat(reconstruction), AnyFloat(image), from_logits, valid_size);
-  Tensor grad_reconstruction =
-      reconstruction_grad ? empty({image.size(0), image.size(1), image.size(2), image.size(3)},
-                                  reconstruction.scalar_type(), reconstruction, memory_format_of(reconstruction))
-                          : empty({0}, reconstruction.scalar_type(), reconstruction);
-  DgfeBackward pass{
-      op,
-      grad,
-      features,
-      Filter(op, Difference(images), threshold, features.size(2), features.size(3), resize, surrogate, alpha),
-      filter,
-      weights,
-      average,
-      maximum,
-      argmax,
-      MlpTensors(weight1, bias1, weight2, weight2),
-      grad_reconstruction,
-      grad_mse};
-  const Gradients grads = run(pass, device);
-  return {grads.features, grad_reconstruction, grads.threshold, grads.weight1, grads.bias1, grads.weight2, grads.bias2};
-}
-
 }  // namespace
 
-STABLE_TORCH_LIBRARY_IMPL(srtod, SRTOD_BACKEND, m) {
-  m.impl("_dgfe_backward", TORCH_BOX(&dgfe_backward_cuda));
-  m.impl("_dgfe_from_reconstruction_backward", TORCH_BOX(&dgfe_from_reconstruction_backward_cuda));
-}
+STABLE_TORCH_LIBRARY_IMPL(srtod, SRTOD_BACKEND, m) { m.impl("_dgfe_backward", TORCH_BOX(&dgfe_backward_cuda)); }
 
 }  // namespace srtod

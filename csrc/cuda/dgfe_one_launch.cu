@@ -75,7 +75,6 @@ struct SlicePool {
   A *average, *maximum, *weights;  // [N, C]
   int64_t* argmax;                 // [N, C]
   A *hidden, *block_weights;       // scratch of each block, [2, R] and [C]
-  double* squares;                 // of each block
 };
 
 // Pools rows of an NCHW image: sums over a warp, then over the warps of the block.
@@ -218,7 +217,7 @@ __device__ __forceinline__ void scale_slice(const T* x, const Slices& s, uint32_
       const A of_row = channels_last ? filter[p[k].pixel] : weights[p[k].channel];
 #pragma unroll
       for (uint32_t i = 0; i < kWidth<T>; ++i)
-        v[k].values[i] = static_cast<T>(v[k].template at<A>(i) * (of_row * of_thread[i]));
+        v[k].values[i] = static_cast<T>(enhance(v[k].template at<A>(i), of_row, of_thread[i]));
       store(v[k], y + p[k].at, s.wide, p[k].count);
     }
   }
@@ -226,20 +225,13 @@ __device__ __forceinline__ void scale_slice(const T* x, const Slices& s, uint32_
 
 template <class T, bool channels_last>
 __global__ void __launch_bounds__(kThreads, kBlocksPerMultiprocessor)
-    dgfe_kernel(const T* x, Slices s, Mlp mlp, SlicePool<compute_t<T>> pool, ImageWork<compute_t<T>> work, T* y) {
+    dgfe_kernel(const T* x, Slices s, Mlp mlp, SlicePool<compute_t<T>> pool, FilterTiles tiles,
+                const compute_t<T>* filter, T* y) {
   using A = compute_t<T>;
-  SRTOD_SHARED(double, scratch, [kWarps]);
   Vector<T>* kept = reinterpret_cast<Vector<T>*>(dynamic_shared_memory());
   const uint32_t units = static_cast<uint32_t>(s.shape.batch) * s.slices;  // unit = slice of an image
 
-  for (uint32_t tile = blockIdx.x; tile < s.shape.batch * work.filter_tiles; tile += gridDim.x) work.filter_tile(tile);
-  if (work.error_tiles > 0) {
-    double squares = 0;
-    for (uint32_t tile = blockIdx.x; tile < s.shape.batch * work.error_tiles; tile += gridDim.x)
-      squares += static_cast<double>(work.error_tile(tile));
-    squares = block_sum(squares, scratch);
-    if (threadIdx.x == 0) pool.squares[blockIdx.x] = squares;
-  }
+  for (uint32_t tile = blockIdx.x; tile < tiles.blocks; tile += gridDim.x) tiles.compute<A>(tile);
   for (uint32_t unit = blockIdx.x; unit < units; unit += gridDim.x) {
     const int64_t n = unit / s.slices;
     const uint32_t slice = unit % s.slices, begin = slice * s.rows_of_slice;
@@ -253,8 +245,6 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerMultiprocessor)
   wait_for_grid();
 
   combine_slices(s.shape, pool);
-  if (work.error_tiles > 0 && blockIdx.x == gridDim.x - 1)
-    finish_error(pool.squares, gridDim.x, work.filter.difference.images, scratch, work.mse);
   wait_for_grid();
 
   A* hidden = pool.hidden + int64_t{blockIdx.x} * 2 * mlp.hidden;
@@ -270,7 +260,7 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerMultiprocessor)
     if (slice == 0)
       for (uint32_t c = threadIdx.x; c < mlp.channels; c += kThreads) pool.weights[n * mlp.channels + c] = weights[c];
     scale_slice<T, channels_last>(x + n * s.shape.elements(), s, begin, end, kept, keep_end, weights,
-                                  work.values + n * s.shape.pixels, y + n * s.shape.elements());
+                                  filter + n * s.shape.pixels, y + n * s.shape.elements());
   }
 }
 
@@ -303,7 +293,6 @@ bool launch(DgfeForward& pass, const OnDevice& device) {
   Tensor indices = empty({shape.batch, parts, shape.channels}, ScalarType::Int, pass.features);
   Tensor hidden = empty({grid, 2, pass.mlp.hidden}, type, pass.features);
   Tensor weights = empty({grid, shape.channels}, type, pass.features);
-  Tensor squares = empty({grid}, ScalarType::Double, pass.features);
   const SlicePool<A> pool{static_cast<uint32_t>(parts),
                           sums.mutable_data_ptr<A>(),
                           maxima.mutable_data_ptr<A>(),
@@ -313,11 +302,10 @@ bool launch(DgfeForward& pass, const OnDevice& device) {
                           pass.pooled.weights.mutable_data_ptr<A>(),
                           pass.pooled.argmax.mutable_data_ptr<int64_t>(),
                           hidden.mutable_data_ptr<A>(),
-                          weights.mutable_data_ptr<A>(),
-                          squares.mutable_data_ptr<double>()};
-  const ImageWork<A> work(pass, pass.filter_values, pass.mse);
+                          weights.mutable_data_ptr<A>()};
   return launch_cooperative(dgfe_kernel<T, channels_last>, grid_of(grid), s.kept * row_bytes, fitting_rows * row_bytes,
-                            device.stream(), x, s, pass.mlp, pool, work, y);
+                            device.stream(), x, s, pass.mlp, pool, FilterTiles(pass.filter, pass.filter_values),
+                            pass.filter_values.const_data_ptr<A>(), y);
 }
 
 }  // namespace
@@ -326,8 +314,9 @@ bool dgfe_in_one_launch(DgfeForward& pass, const OnDevice& device) {
   bool launched = false;
   dispatch_floating(pass.features.scalar_type(), pass.op, [&](auto tag) {
     using T = decltype(tag);
-    launched =
-        pass.format == MemoryFormat::ChannelsLast ? launch<T, true>(pass, device) : launch<T, false>(pass, device);
+    if constexpr (!std::is_same_v<T, double>)  // whose speed matters little, and its kernels take long to compile
+      launched =
+          pass.format == MemoryFormat::ChannelsLast ? launch<T, true>(pass, device) : launch<T, false>(pass, device);
   });
   return launched;
 }

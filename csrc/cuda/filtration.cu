@@ -1,4 +1,7 @@
 // Filtration as an op of its own.
+#include <torch/csrc/stable/library.h>
+
+#include "../checks.h"
 #include "filtration.cuh"
 
 namespace srtod {
@@ -7,12 +10,8 @@ namespace {
 constexpr const char* kOp = "filtration";
 
 template <class A>
-__global__ void __launch_bounds__(kThreads, kBlocksPerMultiprocessor)
-    forward_kernel(Filter f, uint32_t tiles, AnyFloatOut filter) {
-  const int64_t n = blockIdx.x / tiles;
-  const uint32_t p = blockIdx.x % tiles * kThreads + threadIdx.x;
-  if (p < f.pixels())
-    filter.set(n * f.pixels() + p, filter_value(f, n, p / f.width, p % f.width, f.threshold.at<A>(0)));
+__global__ void __launch_bounds__(kThreads, kBlocksPerMultiprocessor) forward_kernel(FilterTiles tiles) {
+  tiles.compute<A>(blockIdx.x);
 }
 
 template <class A>
@@ -23,10 +22,7 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerMultiprocessor)
   const int64_t n = blockIdx.x / tiles;
   const double sum = difference_gradient_tile<A>(
       f, n, blockIdx.x % tiles, [&](uint32_t i, uint32_t j) { return grad.at<A>(n * f.pixels() + i * f.width + j); },
-      [&](uint32_t y, uint32_t x, A value) {
-        grad_difference.set(n * f.map_pixels() + y * f.difference.width + x, value);
-      },
-      scratch);
+      grad_difference, scratch);
   if (threadIdx.x == 0) sums[blockIdx.x] = sum;
   if (is_last_block(counter, gridDim.x)) threshold_gradient(sums, gridDim.x, grad_threshold, scratch);
 }
@@ -37,27 +33,27 @@ Tensor filtration_cuda(const Tensor& difference, const Tensor& threshold, int64_
   const OnDevice device(difference);
   Tensor out = empty({difference.size(0), 1, height, width}, difference.scalar_type(), difference);
   if (out.numel() == 0) return out;
-  const Filter f(kOp, Difference(kOp, difference), threshold, height, width, resize, surrogate, alpha);
+  const Filter f(kOp, difference, threshold, height, width, resize, surrogate, alpha);
+  const FilterTiles tiles(f, out);
   dispatch_compute(difference.scalar_type(), [&](auto tag) {
-    const uint32_t tiles = static_cast<uint32_t>(divide_up(height * width, kThreads));
-    SRTOD_LAUNCH(forward_kernel<decltype(tag)>, grid_of(difference.size(0) * tiles), device.stream(), f, tiles,
-                 AnyFloatOut(out));
+    SRTOD_LAUNCH(forward_kernel<decltype(tag)>, dim3(tiles.blocks), device.stream(), tiles);
   });
   return out;
 }
 
 std::tuple<Tensor, Tensor> filtration_backward_cuda(const Tensor& grad, const Tensor& difference,
                                                     const Tensor& threshold, int64_t resize, int64_t surrogate,
-                                                    double alpha) {
+                                                    double alpha, bool difference_grad) {
   check_filter_gradient(kOp, grad, difference);
   check_difference(kOp, difference, threshold, grad.size(2), grad.size(3));
   const OnDevice device(difference);
   const cudaStream_t stream = device.stream();
   const Tensor g = in_format(grad, MemoryFormat::Contiguous);
-  Tensor grad_difference =
-      empty({difference.size(0), 1, difference.size(2), difference.size(3)}, difference.scalar_type(), difference);
+  Tensor grad_difference = difference_grad ? empty({difference.size(0), 1, difference.size(2), difference.size(3)},
+                                                   difference.scalar_type(), difference)
+                                           : empty({0}, difference.scalar_type(), difference);
   Tensor grad_threshold = empty({}, threshold.scalar_type(), threshold);
-  const Filter f(kOp, Difference(kOp, difference), threshold, grad.size(2), grad.size(3), resize, surrogate, alpha);
+  const Filter f(kOp, difference, threshold, grad.size(2), grad.size(3), resize, surrogate, alpha);
   const uint32_t tiles = map_tiles(f);
   const int64_t blocks = difference.size(0) * tiles;
   if (blocks == 0) {
@@ -68,8 +64,9 @@ std::tuple<Tensor, Tensor> filtration_backward_cuda(const Tensor& grad, const Te
   Tensor counter = zero_counters(1, difference, stream);
   dispatch_compute(difference.scalar_type(), [&](auto tag) {
     using A = decltype(tag);
-    SRTOD_LAUNCH(backward_kernel<A>, grid_of(blocks), stream, f, AnyFloat(g), tiles, AnyFloatOut(grad_difference),
-                 sums.mutable_data_ptr<double>(), counter.mutable_data_ptr<int32_t>(), AnyFloatOut(grad_threshold));
+    SRTOD_LAUNCH(backward_kernel<A>, grid_of(blocks), stream, f, AnyFloat(g), tiles,
+                 difference_grad ? AnyFloatOut(grad_difference) : AnyFloatOut(), sums.mutable_data_ptr<double>(),
+                 counter.mutable_data_ptr<int32_t>(), AnyFloatOut(grad_threshold));
   });
   return {grad_difference, grad_threshold};
 }

@@ -1,33 +1,24 @@
 // Filtration on the GPU, for its own op and for DGFE: the value of one filter pixel, and the gradient of one pixel of
 // the difference map.
 #pragma once
-#include "images.cuh"
+#include "reductions.cuh"
 
 namespace srtod {
 
-// Where the differences come from: a map [N, 1, H, W], or the reconstruction and the image.
-struct Difference {
+struct Difference {  // a map [N, 1, H, W]
   AnyFloat map;
   Strides strides;
-  AnyImages images;
-  bool from_images;
   uint32_t height, width;
 
+  Difference() = default;
   Difference(const char* op, const Tensor& map)
-      : map(map),
-        strides(map),
-        from_images(false),
-        height(static_cast<uint32_t>(map.size(2))),
-        width(static_cast<uint32_t>(map.size(3))) {
+      : map(map), strides(map), height(static_cast<uint32_t>(map.size(2))), width(static_cast<uint32_t>(map.size(3))) {
     STD_TORCH_CHECK(map.size(2) * map.size(3) <= 2147483647, op, ": a map of more than 2^31 - 1 pixels is too large");
   }
-  explicit Difference(const AnyImages& images)
-      : images(images), from_images(true), height(images.height), width(images.width) {}
 
   template <class A>
   __device__ __forceinline__ A at(int64_t n, uint32_t y, uint32_t x) const {
-    A squares = 0;
-    return from_images ? images.difference<A>(n, y, x, squares) : map.at<A>(strides.at(n, y, x));
+    return map.at<A>(strides.at(n, y, x));
   }
 };
 
@@ -40,14 +31,15 @@ struct Filter {
   Surrogate surrogate;
   double alpha;
 
-  Filter(const char* op, const Difference& difference, const Tensor& threshold, int64_t height, int64_t width,
+  Filter() = default;
+  Filter(const char* op, const Tensor& difference, const Tensor& threshold, int64_t height, int64_t width,
          int64_t resize, int64_t surrogate, double alpha)
-      : difference(difference),
+      : difference(op, difference),
         threshold(threshold),
         height(static_cast<uint32_t>(height)),
         width(static_cast<uint32_t>(width)),
-        scale_y(static_cast<float>(difference.height) / static_cast<float>(height)),
-        scale_x(static_cast<float>(difference.width) / static_cast<float>(width)),
+        scale_y(static_cast<float>(difference.size(2)) / static_cast<float>(height)),
+        scale_x(static_cast<float>(difference.size(3)) / static_cast<float>(width)),
         resize(Resize(resize)),
         surrogate(Surrogate(surrogate)),
         alpha(alpha) {
@@ -136,6 +128,7 @@ __device__ __forceinline__ A filter_value(const Filter& f, int64_t n, uint32_t i
       const Mixture<A, uint32_t> rows = bilinear_mixture<A>(i, height, f.height);
       const Mixture<A, uint32_t> columns = bilinear_mixture<A>(j, width, f.width);
       A sum = 0;
+#pragma unroll 1
       for (int k = 0; k < 4; ++k) {
         const A weight =
             (k / 2 ? rows.fraction : A(1) - rows.fraction) * (k % 2 ? columns.fraction : A(1) - columns.fraction);
@@ -148,6 +141,29 @@ __device__ __forceinline__ A filter_value(const Filter& f, int64_t n, uint32_t i
   }
   return A(1);
 }
+
+// The filter's values [N, h * w], cut into tiles of a block each; by default none.
+struct FilterTiles {
+  Filter filter;
+  AnyFloatOut values;
+  uint32_t of_image = 0, blocks = 0;
+
+  FilterTiles() = default;
+  FilterTiles(const Filter& filter, Tensor& values)
+      : filter(filter),
+        values(values),
+        of_image(static_cast<uint32_t>(divide_up(filter.pixels(), kThreads))),
+        blocks(grid_of(values.size(0) * of_image).x) {}
+
+  template <class A>
+  __device__ __forceinline__ void compute(uint32_t tile) const {
+    const int64_t n = tile / of_image;
+    const uint32_t p = tile % of_image * kThreads + threadIdx.x;
+    if (p < filter.pixels())
+      values.set(n * filter.pixels() + p,
+                 filter_value(filter, n, p / filter.width, p % filter.width, filter.threshold.at<A>(0)));
+  }
+};
 
 // How much the difference at (y, x) counts in output (i, j), of which `row_weight` is the share of the rows.
 template <class A>
@@ -192,11 +208,12 @@ inline uint32_t map_tiles(const Filter& f) {
   return static_cast<uint32_t>(divide_up(f.map_pixels(), kMapPixelsOfBlock));
 }
 
-// One block's share of the gradients of the differences, tile `tile` of image n: hands each to `set(y, x, gradient)`
-// and returns the sum over the tile to every thread. Their sum cancels much, hence double.
-template <class A, class GradFilter, class Set>
+// One block's share of the gradients of the differences, tile `tile` of image n: written to `grad_difference`
+// [N, 1, H, W], contiguous, where it has data. Returns the sum over the tile to every thread; it cancels much, hence
+// double.
+template <class A, class GradFilter>
 __device__ __forceinline__ double difference_gradient_tile(const Filter& f, int64_t n, uint32_t tile,
-                                                           const GradFilter& grad_filter, const Set& set,
+                                                           const GradFilter& grad_filter, AnyFloatOut grad_difference,
                                                            double* scratch) {
   const A t = f.threshold.at<A>(0);
   double sum = 0;
@@ -204,10 +221,9 @@ __device__ __forceinline__ double difference_gradient_tile(const Filter& f, int6
   for (uint32_t k = 0; k < kMapPixelsOfThread; ++k) {
     const uint32_t p = tile * kMapPixelsOfBlock + k * kThreads + threadIdx.x, y = p / f.difference.width;
     if (y >= f.difference.height) break;
-    const uint32_t x = p - y * f.difference.width;
-    const A grad = difference_gradient(f, n, y, x, t, grad_filter);
+    const A grad = difference_gradient(f, n, y, p - y * f.difference.width, t, grad_filter);
     sum += static_cast<double>(grad);
-    set(y, x, grad);
+    if (grad_difference.data != nullptr) grad_difference.set(n * f.map_pixels() + p, grad);
   }
   return block_sum(sum, scratch);
 }

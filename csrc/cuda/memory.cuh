@@ -1,5 +1,6 @@
 // Reading and writing device memory: wide accesses, and values of types known at run time only.
 #pragma once
+#include "../scalar_math.h"
 #include "launch.cuh"
 
 namespace srtod {
@@ -51,9 +52,17 @@ __device__ __forceinline__ uint32_t elements_below(uint32_t end, uint32_t index,
   return index < end ? minimum(end - index, width) : 0;
 }
 
+struct Strides {  // of [N, C, H, W], in elements
+  int64_t n, c, h, w;
+
+  Strides() = default;
+  explicit Strides(const Tensor& t) : n(t.stride(0)), c(t.stride(1)), h(t.stride(2)), w(t.stride(3)) {}
+
+  __device__ __forceinline__ int64_t at(int64_t i, uint32_t y, uint32_t x) const { return i * n + y * h + x * w; }
+};
+
 // Values of a type known at run time only: small tensors, and maps that are read at few places, where a branch costs
-// nothing and every further template parameter would double the number of kernels. `bits` loads, `decode` converts:
-// apart, so that several loads are on their way before the first one is waited for.
+// nothing and every further template parameter would double the number of kernels.
 struct AnyFloat {
   const void* data = nullptr;
   ScalarType type = ScalarType::Float;
@@ -63,45 +72,12 @@ struct AnyFloat {
     dispatch_floating(type, "srtod", [](auto) {});  // refuses all others
   }
 
-  __device__ __forceinline__ uint64_t bits(int64_t i) const {
-    if (type == ScalarType::Float) return static_cast<const uint32_t*>(data)[i];
-    if (type == ScalarType::Double) return static_cast<const uint64_t*>(data)[i];
-    return static_cast<const uint16_t*>(data)[i];
-  }
-
-  template <class A>
-  __device__ __forceinline__ A decode(uint64_t bits) const {
-    if (type == ScalarType::Float) return static_cast<A>(reinterpret<float>(static_cast<uint32_t>(bits)));
-    if (type == ScalarType::Double) return static_cast<A>(reinterpret<double>(bits));
-    if (type == ScalarType::Half)
-      return static_cast<A>(static_cast<float>(reinterpret<Half>(static_cast<uint16_t>(bits))));
-    return static_cast<A>(reinterpret<float>(static_cast<uint32_t>(bits) << 16));  // bfloat16
-  }
-
   template <class A>
   __device__ __forceinline__ A at(int64_t i) const {
-    return decode<A>(bits(i));
-  }
-
- private:
-  template <class To, class From>
-  static __device__ __forceinline__ To reinterpret(From from) {
-    static_assert(sizeof(To) == sizeof(From));
-    To to;
-    memcpy(&to, &from, sizeof to);
-    return to;
-  }
-};
-
-// The same interface for a type known at compile time.
-template <class T>
-struct Typed {
-  const T* data;
-
-  __device__ __forceinline__ T bits(int64_t i) const { return data[i]; }
-  template <class A>
-  __device__ __forceinline__ A decode(T value) const {
-    return static_cast<A>(value);
+    if (type == ScalarType::Float) return static_cast<A>(static_cast<const float*>(data)[i]);
+    if (type == ScalarType::Double) return static_cast<A>(static_cast<const double*>(data)[i]);
+    if (type == ScalarType::Half) return static_cast<A>(static_cast<float>(static_cast<const Half*>(data)[i]));
+    return static_cast<A>(static_cast<float>(static_cast<const BFloat16*>(data)[i]));
   }
 };
 

@@ -27,7 +27,7 @@ struct ChannelScaling {  // of one channel
     }
   }
   __device__ __forceinline__ A operator()(A value, A filter, uint32_t pixel) const {
-    A result = value * (weight * filter);
+    A result = enhance(value, weight, filter);
     if constexpr (backward) result += argmax == pixel ? constant + at_maximum : constant;
     return result;
   }

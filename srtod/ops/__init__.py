@@ -7,11 +7,9 @@ PyTorch, the specification, which runs where no compiled op does.
 from . import reference
 from ._extension import is_fused, use_reference
 from .channel_reweighting import channel_reweighting
-from .dgfe import DGFE, dgfe, dgfe_, dgfe_from_reconstruction
+from .dgfe import DGFE, dgfe, dgfe_
 from .difference_map import difference_map, high_frequency_difference_map, reconstruction_difference
 from .filtration import filtration
-from .reconstruction_tail import reconstruction_tail
-from .sampled_difference_map import sampled_difference_map
 from .threshold import FiltrationOptions
 
 __all__ = [
@@ -20,14 +18,11 @@ __all__ = [
     "channel_reweighting",
     "dgfe",
     "dgfe_",
-    "dgfe_from_reconstruction",
     "difference_map",
     "filtration",
     "high_frequency_difference_map",
     "is_fused",
     "reconstruction_difference",
-    "reconstruction_tail",
     "reference",
-    "sampled_difference_map",
     "use_reference",
 ]

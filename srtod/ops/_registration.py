@@ -24,7 +24,7 @@ def register_fake(op: str) -> Callable[[F], F]:
 
 
 def register_autograd(op: str, setup_context: Callable[..., None]) -> Callable[[F], F]:
-    """Decorates the backward function of `srtod::op`, and refuses to differentiate `srtod::_op_backward` once more."""
+    """Decorates the backward function of `srtod::op`; `setup_context` keeps what it needs of the forward pass."""
 
     def register(backward: F) -> F:
         if LOADED:
@@ -35,18 +35,13 @@ def register_autograd(op: str, setup_context: Callable[..., None]) -> Callable[[
 
 
 def register_once_differentiable(op: str) -> None:
-    """Makes the gradient of the backward op `srtod::op` a clear error."""
-    _refuse_gradient(op, "srtod's fused ops have first derivatives only; for higher ones run them under")
+    """Makes the gradient of the backward op `srtod::op`, a second derivative, a clear error."""
 
-
-def register_not_differentiable(op: str) -> None:
-    """Makes the gradient of `srtod::op`, an op for inference, a clear error."""
-    _refuse_gradient(op, "it is for inference; for a gradient call the function of this name in srtod.ops, or use")
-
-
-def _refuse_gradient(op: str, reason: str) -> None:
     def refuse(*_: Any) -> None:
-        raise RuntimeError(f"srtod::{op} cannot be differentiated: {reason} `srtod.ops.use_reference()`")
+        raise RuntimeError(
+            f"srtod::{op} cannot be differentiated: srtod's fused ops have first derivatives only; for higher ones run "
+            "them under `srtod.ops.use_reference()`"
+        )
 
     if LOADED:
         torch.library.register_autograd(f"srtod::{op}", refuse)

@@ -13,7 +13,6 @@ from ._checks import check_floating, check_mlp, check_shape, check_threshold, em
 from ._extension import runs_fused
 from ._registration import register_autograd, register_fake, register_once_differentiable
 from .channel_reweighting import channel_reweighting, fake_mlp_gradients, fake_pooled
-from .difference_map import check_images, reconstruction_difference
 from .surrogate import resize_code, resolve_alpha, surrogate_code
 from .threshold import Threshold
 
@@ -48,6 +47,7 @@ def dgfe(
         resize: "nearest", "max", "area" or "bilinear", see `filtration`.
         surrogate: Gradient of the step: "none", "ste", "sigmoid", "atan", "triangle" or "rect", see `filtration`.
         alpha: Sharpness of the surrogate, see `filtration`.
+        difference_gradient: Let the surrogate's gradient also flow to `difference`, see `filtration`.
 
     Returns:
         `[N, C, h, w]` in the dtype and layout of `features`.
@@ -57,13 +57,16 @@ def dgfe(
         ValueError: If shapes, names, `alpha` or devices are not as above.
     """
     mlp = (weight1, bias1, weight2, bias2)
-    _check("dgfe", features, threshold, *mlp, difference=difference)
-    difference = difference if difference_gradient else difference.detach()
+    _check("dgfe", features, difference, threshold, *mlp)
     tensors = (features, difference, threshold, *mlp)
     codes = (resize_code(resize), surrogate_code(surrogate), resolve_alpha(surrogate, alpha))
     if not runs_fused(features):
-        return reference.dgfe(*tensors, resize=resize, surrogate=surrogate, alpha=alpha)
-    enhanced: Tensor = torch.ops.srtod.dgfe(*tensors, *codes)[0]
+        return reference.dgfe(
+            *tensors, resize=resize, surrogate=surrogate, alpha=alpha, difference_gradient=difference_gradient
+        )
+    if not difference_gradient:
+        difference = difference.detach()
+    enhanced: Tensor = torch.ops.srtod.dgfe(features, difference, threshold, *mlp, *codes)[0]
     return enhanced
 
 
@@ -98,7 +101,7 @@ def dgfe_(
         ValueError: As `dgfe`; also if gradients are being recorded or `features` has other strides.
     """
     mlp = (weight1, bias1, weight2, bias2)
-    _check("dgfe_", features, threshold, *mlp, difference=difference)
+    _check("dgfe_", features, difference, threshold, *mlp)
     tensors = (features, difference, threshold, *mlp)
     code = resize_code(resize)
     if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
@@ -128,7 +131,9 @@ def _(
     surrogate: int,
     alpha: float,
 ) -> tuple[Tensor, ...]:
-    return empty_like(features), _fake_filter(features), *fake_pooled(features)
+    filter_shape = (features.shape[0], 1, features.shape[2], features.shape[3])
+    filter_ = features.new_empty(filter_shape, dtype=reference.compute_dtype(features.dtype))
+    return empty_like(features), filter_, *fake_pooled(features)
 
 
 @register_fake("dgfe_")
@@ -143,12 +148,6 @@ def _(
     resize: int,
 ) -> None:
     return None
-
-
-def _fake_filter(features: Tensor) -> Tensor:
-    """What the compiled ops keep of Filtration(D), `[N, 1, h, w]`."""
-    shape = (features.shape[0], 1, features.shape[2], features.shape[3])
-    return features.new_empty(shape, dtype=reference.compute_dtype(features.dtype))
 
 
 def _setup_dgfe(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -196,164 +195,6 @@ def _(
 
 
 register_once_differentiable("_dgfe_backward")
-
-
-def dgfe_from_reconstruction(
-    features: Tensor,
-    reconstruction: Tensor,
-    image: Tensor,
-    threshold: Tensor,
-    weight1: Tensor,
-    bias1: Tensor,
-    weight2: Tensor,
-    bias2: Tensor,
-    *,
-    from_logits: bool = False,
-    valid_size: Tensor | None = None,
-    with_mse: bool = True,
-    resize: str = "nearest",
-    surrogate: str = "sigmoid",
-    alpha: float | None = None,
-) -> tuple[Tensor, Tensor | None]:
-    """`dgfe` by the difference of two images, without a difference map in memory (SR-TOD, Eq. 3-6).
-
-    Equal to `difference, mse = reconstruction_difference(reconstruction, image, ...)` and `dgfe(features, difference,
-    ...)`, but for one thing: the difference is not rounded to the image's dtype, it stays in float32 (float64 for
-    float64 images). If the image requires gradients, exactly these two ops run.
-
-    Args:
-        features: `[N, C, h, w]`, P2; contiguous or channels_last (other strides are copied once), any floating dtype.
-        reconstruction: `[N, K, H, W]`, the rebuilt image in [0, 1], or its logits if `from_logits`; usually K = 3,
-            H = 4h, W = 4w.
-        image: `[N, K, H, W]`, the real image in [0, 1]. Its dtype is the reconstruction's, or float32 beside a
-            half-precision reconstruction; float64 only beside float64 features.
-        threshold: 0-d tensor in the unit of the images, for example 4/255.
-        weight1: `[R, C]`; weight1, bias1, weight2 and bias2 are the MLP of `channel_reweighting`.
-        bias1: `[R]`.
-        weight2: `[C, R]`.
-        bias2: `[C]`.
-        from_logits: Take the sigmoid of `reconstruction` first, in float32.
-        valid_size: int64 `[N, 2]`, where the loss counts, see `reconstruction_difference`.
-        with_mse: Compute the loss; without it only the pixels that the resize looks at need be read.
-        resize: "nearest", "max", "area" or "bilinear", see `filtration`.
-        surrogate: Gradient of the step: "none", "ste", "sigmoid", "atan", "triangle" or "rect", see `filtration`.
-        alpha: Sharpness of the surrogate, see `filtration`.
-
-    Returns:
-        The enhanced features `[N, C, h, w]`, in the dtype and layout of `features`, and the mean squared error, a 0-d
-        float32 tensor (float64 for float64 images), or None if not `with_mse`. The reconstruction gets gradients
-        through both.
-
-    Raises:
-        TypeError: If dtypes do not go together.
-        ValueError: If shapes, names, `alpha` or devices are not as above.
-    """
-    op = "dgfe_from_reconstruction"
-    mlp = (weight1, bias1, weight2, bias2)
-    _check(op, features, threshold, *mlp, reconstruction=reconstruction, image=image)
-    check_images(op, reconstruction, image, valid_size)
-    codes = (resize_code(resize), surrogate_code(surrogate), resolve_alpha(surrogate, alpha))
-    tensors = (features, reconstruction, image, threshold, *mlp)
-    if not runs_fused(features):
-        return reference.dgfe_from_reconstruction(
-            *tensors,
-            from_logits=from_logits,
-            valid_size=valid_size,
-            with_mse=with_mse,
-            resize=resize,
-            surrogate=surrogate,
-            alpha=alpha,
-        )
-    if image.requires_grad and torch.is_grad_enabled():
-        difference, mse = reconstruction_difference(
-            reconstruction, image, from_logits=from_logits, valid_size=valid_size
-        )
-        enhanced = dgfe(features, difference, threshold, *mlp, resize=resize, surrogate=surrogate, alpha=alpha)
-    else:
-        enhanced, mse, *_ = torch.ops.srtod.dgfe_from_reconstruction(
-            *tensors, from_logits, valid_size, with_mse, *codes
-        )
-    return enhanced, mse if with_mse else None
-
-
-@register_fake("dgfe_from_reconstruction")
-def _(
-    features: Tensor,
-    reconstruction: Tensor,
-    image: Tensor,
-    threshold: Tensor,
-    weight1: Tensor,
-    bias1: Tensor,
-    weight2: Tensor,
-    bias2: Tensor,
-    from_logits: bool,
-    valid_size: Tensor | None,
-    with_mse: bool,
-    resize: int,
-    surrogate: int,
-    alpha: float,
-) -> tuple[Tensor, ...]:
-    mse = image.new_empty(() if with_mse else (0,), dtype=reference.compute_dtype(image.dtype))
-    return empty_like(features), mse, _fake_filter(features), *fake_pooled(features)
-
-
-def _setup_dgfe_from_reconstruction(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    features, reconstruction, image, threshold, weight1, bias1, weight2, _, *options = inputs
-    ctx.from_logits, valid_size, with_mse, *ctx.codes = options
-    _, mse, *kept = output
-    ctx.mark_non_differentiable(*kept, *(() if with_mse else (mse,)))
-    ctx.set_materialize_grads(False)
-    maps = (features, reconstruction, image)
-    ctx.save_for_backward(*maps, threshold, *kept, weight1, bias1, weight2, valid_size)
-
-
-@register_autograd("dgfe_from_reconstruction", _setup_dgfe_from_reconstruction)
-def _dgfe_from_reconstruction_backward(
-    ctx: Any, grad: Tensor | None, grad_mse: Tensor | None, *_: None
-) -> tuple[Tensor | None, ...]:
-    needs_reconstruction = ctx.needs_input_grad[1]
-    *saved, valid_size = ctx.saved_tensors
-    if grad is None:
-        grad = torch.zeros_like(saved[0])
-    grad_features, grad_reconstruction, *others = torch.ops.srtod._dgfe_from_reconstruction_backward(
-        grad, grad_mse, *saved, ctx.from_logits, valid_size, *ctx.codes, needs_reconstruction
-    )
-    for_images = (grad_reconstruction if needs_reconstruction else None, None)
-    return grad_features, *for_images, *others, *[None] * 6  # no gradients for the six options
-
-
-@register_fake("_dgfe_from_reconstruction_backward")
-def _(
-    grad: Tensor,
-    grad_mse: Tensor | None,
-    features: Tensor,
-    reconstruction: Tensor,
-    image: Tensor,
-    threshold: Tensor,
-    filter_: Tensor,
-    channel_weight: Tensor,
-    average: Tensor,
-    maximum: Tensor,
-    argmax: Tensor,
-    weight1: Tensor,
-    bias1: Tensor,
-    weight2: Tensor,
-    from_logits: bool,
-    valid_size: Tensor | None,
-    resize: int,
-    surrogate: int,
-    alpha: float,
-    reconstruction_grad: bool,
-) -> tuple[Tensor, ...]:
-    return (
-        empty_like(features),
-        empty_like(reconstruction) if reconstruction_grad else reconstruction.new_empty((0,)),
-        threshold.new_empty(()),
-        *fake_mlp_gradients(weight1, weight2),
-    )
-
-
-register_once_differentiable("_dgfe_from_reconstruction_backward")
 
 
 class DGFE(Threshold):
@@ -420,24 +261,28 @@ class DGFE(Threshold):
 def _check(
     op: str,
     features: Tensor,
+    difference: Tensor,
     threshold: Tensor,
     weight1: Tensor,
     bias1: Tensor,
     weight2: Tensor,
     bias2: Tensor,
-    **guides: Tensor,
 ) -> None:
-    """`guides` tell where to enhance: `difference`, or `reconstruction` and `image`."""
     mlp = {"weight1": weight1, "bias1": bias1, "weight2": weight2, "bias2": bias2}
-    check_floating(op, features=features, **guides, threshold=threshold, **mlp)
+    check_floating(op, features=features, difference=difference, threshold=threshold, **mlp)
     check_shape(op, "features", features, "[N, C, h, w]", None, None, None, None)
     batch = features.shape[0]
-    name, channels = ("difference", 1) if "difference" in guides else ("image", None)
-    guide, shape = guides[name], (batch, channels, None, None)
-    check_shape(op, name, guide, lambda: f"[{batch}, {channels or 'C'}, H, W], the features' batch of {batch}", *shape)
+    check_shape(
+        op,
+        "difference",
+        difference,
+        lambda: f"[{batch}, 1, H, W], the features' batch of {batch}",
+        *(batch, 1, None, None),
+    )
     check_threshold(op, threshold)
     check_mlp(op, features, **mlp)
-    if (features.dtype == torch.float64) != (guide.dtype == torch.float64):
+    if (features.dtype == torch.float64) != (difference.dtype == torch.float64):
         raise TypeError(
-            f"{op}: features and {name} must both be float64 or neither, got {features.dtype} and {guide.dtype}"
+            f"{op}: features and difference must both be float64 or neither, "
+            f"got {features.dtype} and {difference.dtype}"
         )

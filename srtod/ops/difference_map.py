@@ -30,7 +30,7 @@ def difference_map(reconstruction: Tensor, image: Tensor, *, from_logits: bool =
         TypeError: If an argument is not a floating-point tensor, or the dtypes do not go together.
         ValueError: If shapes or devices differ.
     """
-    check_images("difference_map", reconstruction, image)
+    _check_image_pair("difference_map", reconstruction, image)
     if not runs_fused(image):
         return reference.difference_map(reconstruction, image, from_logits=from_logits)
     result: Tensor = torch.ops.srtod.difference_map(reconstruction, image, from_logits)
@@ -50,7 +50,7 @@ def _setup_difference_map(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> 
 @register_autograd("difference_map", _setup_difference_map)
 def _difference_map_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
     reconstruction, image = ctx.saved_tensors
-    return *images_backward(ctx.needs_input_grad, grad, None, reconstruction, image, ctx.from_logits, None), None
+    return *_images_backward(ctx.needs_input_grad, grad, None, reconstruction, image, ctx.from_logits, None), None
 
 
 def reconstruction_difference(
@@ -74,7 +74,7 @@ def reconstruction_difference(
         TypeError: If an image is not a floating-point tensor, dtypes do not go together or valid_size is not int64.
         ValueError: If shapes or devices differ.
     """
-    check_images("reconstruction_difference", reconstruction, image, valid_size)
+    _check_image_pair("reconstruction_difference", reconstruction, image, valid_size)
     if not runs_fused(image):
         return reference.reconstruction_difference(
             reconstruction, image, from_logits=from_logits, valid_size=valid_size
@@ -100,13 +100,13 @@ def _reconstruction_difference_backward(
     ctx: Any, grad_difference: Tensor | None, grad_mse: Tensor | None
 ) -> tuple[Tensor | None, Tensor | None, None, None]:
     reconstruction, image, valid_size = ctx.saved_tensors
-    gradients = images_backward(
+    gradients = _images_backward(
         ctx.needs_input_grad, grad_difference, grad_mse, reconstruction, image, ctx.from_logits, valid_size
     )
     return *gradients, None, None
 
 
-def images_backward(
+def _images_backward(
     needed: tuple[bool, ...],
     grad_difference: Tensor | None,
     grad_mse: Tensor | None,
@@ -183,7 +183,7 @@ def high_frequency_difference_map(
         ValueError: If shapes or devices differ, or `cutoff` is not in [0, 0.5].
     """
     op = "high_frequency_difference_map"
-    check_images(op, reconstruction, image, valid_size)
+    _check_image_pair(op, reconstruction, image, valid_size)
     if not 0.0 <= cutoff <= 0.5:
         raise ValueError(f"{op}: cutoff must be in [0, 0.5] cycles per pixel, such as 1 / 32, got {cutoff}")
     dtype = reference.compute_dtype(image.dtype)
@@ -194,7 +194,7 @@ def high_frequency_difference_map(
     return reference.high_pass(signed, cutoff).abs().mean(dim=1, keepdim=True).to(image.dtype)
 
 
-def check_images(op: str, reconstruction: Tensor, image: Tensor, valid_size: Tensor | None = None) -> None:
+def _check_image_pair(op: str, reconstruction: Tensor, image: Tensor, valid_size: Tensor | None = None) -> None:
     """The images and the size of their valid parts go together, for every op that compares images.
 
     Raises:
@@ -211,16 +211,6 @@ def check_images(op: str, reconstruction: Tensor, image: Tensor, valid_size: Ten
             f"{op}: image must have the reconstruction's dtype {reconstruction.dtype}"
             f"{' or float32' if half else ''}, got {image.dtype}"
         )
-    check_valid_size(op, image, valid_size)
-
-
-def check_valid_size(op: str, image: Tensor, valid_size: Tensor | None) -> None:
-    """The size of the images' valid parts, where it is given, fits the images [N, C, H, W].
-
-    Raises:
-        TypeError: If it is not an int64 tensor.
-        ValueError: If its shape or device does not fit.
-    """
     if valid_size is None:
         return
     if not isinstance(valid_size, Tensor):

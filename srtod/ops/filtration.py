@@ -27,7 +27,7 @@ def filtration(
     """`Resize((sign(D - t) + 1) / 2) + 1` (SR-TOD, Eq. 4): 1 where little was lost, 2 where much, 1.5 at a tie.
 
     The step has no useful derivative; in the backward pass that of a smooth *surrogate* stands in for it, so that the
-    threshold and what lies behind the difference map learn. With u = D - t and a = alpha:
+    threshold learns. With u = D - t and a = alpha:
 
     ========  ====================================================================
     none      0: the behaviour of the authors' release, whose threshold never learns
@@ -47,6 +47,9 @@ def filtration(
             "bilinear" (of the binarised map; values between 1 and 2).
         surrogate: One of the table's names.
         alpha: Sharpness of the surrogate, per unit of difference; default: see `srtod.ops.surrogate.DEFAULT_ALPHA`.
+        difference_gradient: Let the surrogate's gradient also flow to `difference`. By default it goes to the threshold
+            alone. A nearest resize reads one pixel in 16 at stride 4, so with this gradient the reconstruction head
+            learns to be wrong at exactly that pixel.
 
     Returns:
         `[N, 1, h, w]` in the dtype of `difference`. NaN in, NaN out.
@@ -63,11 +66,18 @@ def filtration(
     if height < 1 or width < 1:
         raise ValueError(f"{op}: size must be (h, w), both at least 1, got {tuple(size)}")
     codes = (resize_code(resize), surrogate_code(surrogate), resolve_alpha(surrogate, alpha))
-    difference = difference if difference_gradient else difference.detach()
     if not runs_fused(difference):
         return reference.filtration(
-            difference, threshold, (height, width), resize=resize, surrogate=surrogate, alpha=alpha
+            difference,
+            threshold,
+            (height, width),
+            resize=resize,
+            surrogate=surrogate,
+            alpha=alpha,
+            difference_gradient=difference_gradient,
         )
+    if not difference_gradient:
+        difference = difference.detach()
     result: Tensor = torch.ops.srtod.filtration(difference, threshold, height, width, *codes)
     return result
 
@@ -86,15 +96,24 @@ def _setup_filtration(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None
 
 @register_autograd("filtration", _setup_filtration)
 def _filtration_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    grad_difference, grad_threshold = torch.ops.srtod._filtration_backward(grad, *ctx.saved_tensors, *ctx.codes)
-    return grad_difference, grad_threshold, None, None, None, None, None
+    needs_difference = ctx.needs_input_grad[0]
+    grad_difference, grad_threshold = torch.ops.srtod._filtration_backward(
+        grad, *ctx.saved_tensors, *ctx.codes, needs_difference
+    )
+    return grad_difference if needs_difference else None, grad_threshold, None, None, None, None, None
 
 
 @register_fake("_filtration_backward")
 def _(
-    grad: Tensor, difference: Tensor, threshold: Tensor, resize: int, surrogate: int, alpha: float
+    grad: Tensor,
+    difference: Tensor,
+    threshold: Tensor,
+    resize: int,
+    surrogate: int,
+    alpha: float,
+    difference_grad: bool,
 ) -> tuple[Tensor, Tensor]:
-    return difference.new_empty(difference.shape), threshold.new_empty(())
+    return difference.new_empty(difference.shape if difference_grad else (0,)), threshold.new_empty(())
 
 
 register_once_differentiable("_filtration_backward")

@@ -8,31 +8,12 @@ whatever the storage type, and each result is rounded once.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from .surrogate import resolve_alpha
-
-__all__ = [
-    "channel_reweighting",
-    "dgfe",
-    "dgfe_from_reconstruction",
-    "difference_map",
-    "filtration",
-    "high_frequency_difference_map",
-    "nearest",
-    "nearest_index",
-    "primitive",
-    "reconstruction_difference",
-    "reconstruction_tail",
-    "sampled_difference_map",
-    "step",
-    "surrogate_derivative",
-    "valid_mask",
-]
 
 
 def compute_dtype(*dtypes: torch.dtype) -> torch.dtype:
@@ -44,9 +25,9 @@ def compute_dtype(*dtypes: torch.dtype) -> torch.dtype:
 
 
 def difference_map(reconstruction: Tensor, image: Tensor, *, from_logits: bool = False) -> Tensor:
-    """`D = mean_channel(abs(I_r - I_o))` (SR-TOD, Eq. 3). See `srtod.ops.difference_map`."""
+    """See `srtod.ops.difference_map`."""
     signed = _signed_difference(reconstruction, image, from_logits)
-    return signed.abs().mean(dim=1, keepdim=True).to(torch.promote_types(reconstruction.dtype, image.dtype))
+    return _mean_absolute(signed).to(torch.promote_types(reconstruction.dtype, image.dtype))
 
 
 def reconstruction_difference(
@@ -54,39 +35,12 @@ def reconstruction_difference(
 ) -> tuple[Tensor, Tensor]:
     """The difference map and the mean squared error (SR-TOD, Sec. 3.2). See `srtod.ops.reconstruction_difference`."""
     signed = _signed_difference(reconstruction, image, from_logits)
-    difference = signed.abs().mean(dim=1, keepdim=True).to(torch.promote_types(reconstruction.dtype, image.dtype))
+    difference = _mean_absolute(signed).to(torch.promote_types(reconstruction.dtype, image.dtype))
     if valid_size is None:
         return difference, signed.square().mean()
     mask = valid_mask(valid_size, image.shape[2], image.shape[3])
     count = mask.sum() * image.shape[1]
     return difference, torch.where(mask, signed.square(), 0).sum() / count
-
-
-def reconstruction_tail(
-    features: Tensor, weight: Tensor, bias: Tensor, image: Tensor, *, valid_size: Tensor | None = None
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Output convolution, difference map, mean squared error and logits. See `srtod.ops.reconstruction_tail`."""
-    dtype = compute_dtype(features.dtype, image.dtype)
-    with torch.autocast(features.device.type, enabled=False):  # it would round the logits to half precision
-        logits = F.conv2d(features.to(dtype), weight.to(dtype), bias.to(dtype), padding=1)
-    logits = logits[..., : image.shape[2], : image.shape[3]].contiguous()
-    difference, mse = reconstruction_difference(logits, image.to(dtype), from_logits=True, valid_size=valid_size)
-    return difference.to(image.dtype), mse, logits
-
-
-def sampled_difference_map(features: Sequence[Tensor], weight: Tensor, bias: Tensor, image: Tensor) -> Tensor:
-    """The difference map at the pixels that a nearest resize takes. See `srtod.ops.sampled_difference_map`."""
-    dtype = compute_dtype(features[0].dtype, image.dtype)
-    weight, bias = weight.to(dtype), bias.to(dtype)
-    taps = 9 // len(features)  # columns of a map that a sample looks at
-    step = image.shape[2] // features[0].shape[2] if taps == 3 else 1
-    with torch.autocast(image.device.type, enabled=False):  # it would round the logits to half precision
-        logits = bias[:, None, None]
-        for k, x in enumerate(features):
-            of_map = weight.flatten(2)[:, :, taps * k : taps * (k + 1)][:, :, None]
-            logits = logits + F.conv2d(x.to(dtype), of_map, stride=(1, step), padding=(0, taps // 2))
-    size = (logits.shape[2], logits.shape[3])
-    return difference_map(logits, nearest(image.to(dtype), size), from_logits=True)
 
 
 def high_frequency_difference_map(
@@ -108,7 +62,7 @@ def high_frequency_difference_map(
     if valid_size is not None:
         rebuilt = torch.where(valid_mask(valid_size, image.shape[2], image.shape[3]), rebuilt, real)
     high = high_pass(rebuilt, cutoff) - high_pass(real, cutoff)
-    return high.abs().mean(dim=1, keepdim=True).to(torch.promote_types(reconstruction.dtype, image.dtype))
+    return _mean_absolute(high).to(torch.promote_types(reconstruction.dtype, image.dtype))
 
 
 def high_pass(x: Tensor, cutoff: float) -> Tensor:
@@ -133,6 +87,11 @@ def valid_mask(valid_size: Tensor, height: int, width: int) -> Tensor:
     return (rows < size[:, 0]) & (columns < size[:, 1])
 
 
+def _mean_absolute(signed: Tensor) -> Tensor:
+    """`D = mean_channel(abs(I_r - I_o))` of `I_r - I_o` (SR-TOD, Eq. 3)."""
+    return signed.abs().mean(dim=1, keepdim=True)
+
+
 def _signed_difference(reconstruction: Tensor, image: Tensor, from_logits: bool) -> Tensor:
     dtype = compute_dtype(reconstruction.dtype, image.dtype)
     reconstruction = reconstruction.to(dtype)
@@ -145,7 +104,7 @@ def _signed_difference(reconstruction: Tensor, image: Tensor, from_logits: bool)
 
 
 def step(u: Tensor) -> Tensor:
-    """`(sign(u) + 1) / 2`: 0 below zero, 1 above, 0.5 at zero, NaN at NaN (SR-TOD, Eq. 4)."""
+    """`(sign(u) + 1) / 2`: 0 below zero, 1 above, 0.5 at zero, NaN at NaN."""
     return torch.where(u.isnan(), u, (u.sign() + 1) * 0.5)
 
 
@@ -204,14 +163,25 @@ def filtration(
     resize: str = "nearest",
     surrogate: str = "sigmoid",
     alpha: float | None = None,
+    difference_gradient: bool = False,
 ) -> Tensor:
-    """`Resize((sign(D - t) + 1) / 2) + 1` (SR-TOD, Eq. 4). See `srtod.ops.filtration`."""
-    return _filter(difference, threshold, size, resize, surrogate, alpha).to(difference.dtype)
+    """See `srtod.ops.filtration`."""
+    filter_ = _filter(difference, threshold, size, resize, surrogate, alpha, difference_gradient)
+    return filter_.to(difference.dtype)
 
 
 def _filter(
-    difference: Tensor, threshold: Tensor, size: tuple[int, int], resize: str, surrogate: str, alpha: float | None
+    difference: Tensor,
+    threshold: Tensor,
+    size: tuple[int, int],
+    resize: str,
+    surrogate: str,
+    alpha: float | None,
+    difference_gradient: bool,
 ) -> Tensor:
+    """`Resize((sign(D - t) + 1) / 2) + 1`, not rounded (SR-TOD, Eq. 4)."""
+    if not difference_gradient:
+        difference = difference.detach()
     alpha = resolve_alpha(surrogate, alpha)
     dtype = compute_dtype(difference.dtype)
     d, t = difference.to(dtype), threshold.to(dtype)
@@ -251,11 +221,12 @@ def nearest(x: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def channel_reweighting(features: Tensor, weight1: Tensor, bias1: Tensor, weight2: Tensor, bias2: Tensor) -> Tensor:
-    """`sigmoid(MLP(avgpool(P2)) + MLP(maxpool(P2)))` (SR-TOD, Eq. 5). See `srtod.ops.channel_reweighting`."""
+    """See `srtod.ops.channel_reweighting`."""
     return _channel_weight(features, weight1, bias1, weight2, bias2).to(features.dtype)
 
 
 def _channel_weight(features: Tensor, weight1: Tensor, bias1: Tensor, weight2: Tensor, bias2: Tensor) -> Tensor:
+    """`sigmoid(MLP(avgpool(P2)) + MLP(maxpool(P2)))`, not rounded (SR-TOD, Eq. 5)."""
     dtype = compute_dtype(features.dtype)
     x = features.to(dtype)
     average = F.adaptive_avg_pool2d(x, 1).flatten(1)
@@ -281,37 +252,11 @@ def dgfe(
     resize: str = "nearest",
     surrogate: str = "sigmoid",
     alpha: float | None = None,
+    difference_gradient: bool = False,
 ) -> Tensor:
     """`Reweighting(P2) * Filtration(D) * P2` (SR-TOD, Eq. 6). See `srtod.ops.dgfe`."""
     dtype = compute_dtype(features.dtype)
     weight = _channel_weight(features, weight1, bias1, weight2, bias2)
     size = (features.shape[2], features.shape[3])
-    filter_ = _filter(difference, threshold, size, resize, surrogate, alpha).to(dtype)
+    filter_ = _filter(difference, threshold, size, resize, surrogate, alpha, difference_gradient).to(dtype)
     return (features.to(dtype) * (weight * filter_)).to(features.dtype)
-
-
-def dgfe_from_reconstruction(
-    features: Tensor,
-    reconstruction: Tensor,
-    image: Tensor,
-    threshold: Tensor,
-    weight1: Tensor,
-    bias1: Tensor,
-    weight2: Tensor,
-    bias2: Tensor,
-    *,
-    from_logits: bool = False,
-    valid_size: Tensor | None = None,
-    with_mse: bool = True,
-    resize: str = "nearest",
-    surrogate: str = "sigmoid",
-    alpha: float | None = None,
-) -> tuple[Tensor, Tensor | None]:
-    """DGFE by the unrounded difference map (SR-TOD, Eq. 3-6). See `srtod.ops.dgfe_from_reconstruction`."""
-    dtype = compute_dtype(reconstruction.dtype, image.dtype)
-    difference, mse = reconstruction_difference(
-        reconstruction.to(dtype), image.to(dtype), from_logits=from_logits, valid_size=valid_size
-    )
-    mlp = (weight1, bias1, weight2, bias2)
-    enhanced = dgfe(features, difference, threshold, *mlp, resize=resize, surrogate=surrogate, alpha=alpha)
-    return enhanced, mse if with_mse else None

@@ -88,34 +88,6 @@ void test_difference() {
   expect(equals(grad, [](int64_t) { return 1.0f; }), "_reconstruction_difference_backward");
 }
 
-void test_tail() {
-  const auto one = [](int64_t) { return 1.0f; };
-  const Tensor features = make({kBatch, kChannels, kHeight, kWidth}, one), weight = zeros({3, kChannels, 3, 3});
-  const Tensor bias = zeros({3}), image = zeros({kBatch, 3, kHeight, kWidth});  // logits 0, so I_r = 0.5
-  const std::optional<Tensor> everywhere;
-  const auto results = call("reconstruction_tail", 3, features, weight, bias, image, everywhere);
-  expect(equals(results[0], [](int64_t) { return 0.5f; }), "reconstruction_tail: difference");
-  expect(equals(results[1], [](int64_t) { return 0.25f; }), "reconstruction_tail: mse");
-  expect(equals(results[2], [](int64_t) { return 0.0f; }), "reconstruction_tail: logits");
-
-  const Tensor grad = make({kBatch, 3, kHeight, kWidth}, one);
-  const auto grads = call("_output_convolution_backward", 2, grad, features, weight, true, true);
-  expect(equals(grads[0], [](int64_t) { return 0.0f; }), "_output_convolution_backward: features");
-  // A tap counts the pixels whose neighbour at its place exists.
-  const auto pixels = [](int64_t i) {
-    const int64_t dy = i / 3 % 3 - 1, dx = i % 3 - 1;
-    return static_cast<float>(kBatch * (kHeight - (dy != 0)) * (kWidth - (dx != 0)));
-  };
-  expect(equals(grads[1], pixels), "_output_convolution_backward: weight");
-
-  const std::vector<Tensor> maps(3, make({kBatch, kChannels, kHeight, kWidth}, one));  // every row is a sample's
-  const Tensor large = zeros({kBatch, 3, 2 * kHeight, 2 * kWidth});
-  const std::vector<Tensor> nine(9, maps[0]);
-  for (const auto& result : {call("sampled_difference_map", 1, maps, weight, bias, image)[0],
-                             call("sampled_difference_map", 1, nine, weight, bias, large)[0]})
-    expect(result.size(2) == kHeight && equals(result, [](int64_t) { return 0.5f; }), "sampled_difference_map");
-}
-
 void test_filtration() {
   const auto difference_at = [](int64_t i) { return static_cast<float>(i % 3) * 0.25f; };  // below, at, above
   const Tensor difference = make({kBatch, 1, kHeight, kWidth}, difference_at);
@@ -125,9 +97,14 @@ void test_filtration() {
   expect(equals(mask, [](int64_t i) { return 1.0f + 0.5f * static_cast<float>(i % 3); }), "filtration");
 
   const Tensor grad = make({kBatch, 1, kHeight, kWidth}, [](int64_t) { return 1.0f; });
-  const auto grads = call("_filtration_backward", 2, grad, difference, threshold, kNearest, kStraightThrough, kAlpha);
+  const auto grads =
+      call("_filtration_backward", 2, grad, difference, threshold, kNearest, kStraightThrough, kAlpha, true);
   expect(equals(grads[0], [](int64_t) { return 1.0f; }), "_filtration_backward: difference");
   expect(equals(grads[1], [](int64_t) { return -30.0f; }), "_filtration_backward: threshold");
+  const auto without =
+      call("_filtration_backward", 2, grad, difference, threshold, kNearest, kStraightThrough, kAlpha, false);
+  expect(without[0].numel() == 0 && equals(without[1], [](int64_t) { return -30.0f; }),
+         "_filtration_backward: no gradient where none is asked for");
 }
 
 void test_dgfe() {
@@ -168,27 +145,6 @@ void test_dgfe() {
   expect(grads[2].numel() == 1 && on_cpu(grads[2]).const_data_ptr<float>()[0] < 0,
          "_dgfe_backward: a higher threshold lets less through");
 
-  const Tensor reconstruction = make({kBatch, 3, 2 * kHeight, 2 * kWidth}, one);
-  const Tensor image = zeros({kBatch, 3, 2 * kHeight, 2 * kWidth});
-  const std::optional<Tensor> everywhere, no_gradient,
-      of_mse = make({}, [](int64_t) { return 180.0f; });  // elements / 2
-  const auto both = call("dgfe_from_reconstruction", 7, features, reconstruction, image, threshold, weight1, bias1,
-                         weight2, bias2, false, everywhere, true, kNearest, kStraightThrough, kAlpha);
-  expect(equals(both[0], feature_at), "dgfe_from_reconstruction");
-  expect(equals(both[1], one), "dgfe_from_reconstruction: mse");
-  const auto backward = [&](const Tensor& grad, const std::optional<Tensor>& grad_mse, bool reconstruction_grad) {
-    return call("_dgfe_from_reconstruction_backward", 7, grad, grad_mse, features, reconstruction, image, threshold,
-                both[2], both[3], both[4], both[5], both[6], weight1, bias1, weight2, false, everywhere, kNearest,
-                kStraightThrough, kAlpha, reconstruction_grad);
-  };
-  const auto by_enhanced = backward(ones, no_gradient, false);
-  expect(equals(by_enhanced[0], one), "_dgfe_from_reconstruction_backward: features");
-  expect(by_enhanced[1].numel() == 0, "_dgfe_from_reconstruction_backward: no gradient where none is asked for");
-  expect(on_cpu(by_enhanced[2]).const_data_ptr<float>()[0] == on_cpu(grads[2]).const_data_ptr<float>()[0],
-         "_dgfe_from_reconstruction_backward: threshold");
-  const auto by_mse = backward(zeros({kBatch, kChannels, kHeight, kWidth}), of_mse, true);
-  expect(equals(by_mse[1], one), "_dgfe_from_reconstruction_backward: reconstruction");
-
   call("dgfe_", 0, features, difference, threshold, weight1, bias1, weight2, bias2, kNearest);
   expect(equals(features, feature_at), "dgfe_");
 }
@@ -217,7 +173,6 @@ int main(int argc, char** argv) {
     }
   }
   test_difference();
-  test_tail();
   test_filtration();
   test_dgfe();
   test_bad_input();

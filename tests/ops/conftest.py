@@ -17,10 +17,13 @@ from torch import Tensor
 from srtod import ops
 from srtod.ops import reference
 
-DEVICES = [
-    pytest.param("cpu"),
-    pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")),
+DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]  # test_cuda.py says so where there is no GPU
+OPS = [
+    name
+    for name in ops.__all__
+    if callable(getattr(reference, name, None)) and name != "high_frequency_difference_map"  # is PyTorch, fused nowhere
 ]
+"""The ops that have compiled kernels and a specification."""
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 LAYOUTS = ["contiguous", "channels_last", "transposed", "sliced", "expanded"]
 
@@ -53,6 +56,12 @@ def device(request: pytest.FixtureRequest) -> str:
     """Where the compiled ops run."""
     if not ops.is_fused(request.param):
         pytest.skip(f"no compiled ops for {request.param} here; `python -m srtod.info` tells why")
+    return str(request.param)
+
+
+@pytest.fixture(params=OPS, scope="session")
+def op(request: pytest.FixtureRequest) -> str:
+    """Every compiled op."""
     return str(request.param)
 
 
@@ -129,10 +138,7 @@ class Case:
 
     def in_float64(self) -> Case:
         """The same case, exactly, in float64: its `specified` results and gradients are those before rounding."""
-        options = self.options
-        if self.op == "reconstruction_tail":  # whose results are in the image's dtype
-            options = options | {"image": options["image"].double()}
-        return Case(self.op, {name: x.detach().double() for name, x in self.tensors.items()}, options)
+        return Case(self.op, {name: x.detach().double() for name, x in self.tensors.items()}, self.options)
 
 
 def _as_tuple(outputs: Tensor | tuple[Tensor | None, ...]) -> tuple[Tensor, ...]:
@@ -160,26 +166,6 @@ def make_difference(sizes: Sizes, dtype: torch.dtype, device: str, layout: str) 
     return lay_out((steps / 1024).to(device, dtype), layout)
 
 
-def make_images(
-    sizes: Sizes, dtype: torch.dtype, device: str, layout: str, *, from_logits: bool
-) -> tuple[Tensor, Tensor]:
-    """A reconstruction (or its logits) and an image whose difference is as `make_difference`'s.
-
-    It is exact in float32, also as a mean over 1 to 4 channels, so that no rounding takes a pixel to the other side of
-    the threshold. From logits it is not: there it keeps away from the threshold, and each channel from 0, where |.| has
-    a kink and the square no digits to spare.
-    """
-    shape = (sizes.batch, sizes.channels if sizes.channels <= 4 else 3, sizes.H, sizes.W)
-    image = (torch.randint(64, 128, shape) / 1024).to(dtype)
-    reconstruction = (image.double() + torch.randint(-64, 65, shape) / 1024).to(dtype)
-    if from_logits:
-        reconstruction = torch.logit(image.double() + (torch.rand(shape) - 0.5) / 16).to(dtype)
-        difference = (reconstruction.double().sigmoid() - image.double()).abs()
-        near = ((difference.mean(dim=1) - THRESHOLD).abs() < 1e-5) | (difference < 4e-3).any(dim=1)
-        reconstruction[near[:, None].expand(shape)] = -1.75  # 0.15, so each difference is 0.02 to 0.09
-    return lay_out(reconstruction.to(device), layout), lay_out(image.to(device), layout)
-
-
 def make_valid_size(sizes: Sizes, device: str) -> Tensor:
     """A part of each image, smaller from one to the next."""
     valid = [(max(sizes.H - 3 * n, 0), max(sizes.W - 5 * n - 1, 1)) for n in range(sizes.batch)]
@@ -196,7 +182,7 @@ def make_case(
     mlp_dtype: torch.dtype | None = None,
     **options: Any,
 ) -> Case:
-    """Random inputs for the op; `valid_size=True` makes one."""
+    """Random inputs for the op, of which all get gradients; `valid_size=True` makes one."""
     if options.get("valid_size"):
         options["valid_size"] = make_valid_size(sizes, device)
     if op in ("difference_map", "reconstruction_difference"):
@@ -206,24 +192,14 @@ def make_case(
         tensors = {"reconstruction": reconstruction, "image": torch.rand(image_shape)}
         tensors = {name: lay_out(x.to(device, dtype), layout) for name, x in tensors.items()}
         return Case(op, tensors, options)
-    if op == "reconstruction_tail":
-        extra = sizes.h % 2  # features beyond the image, of which the convolution sees one row and column
-        features = torch.randn(sizes.batch, sizes.channels, sizes.H + extra, sizes.W + 2 * extra)
-        weight, bias = torch.randn(3, sizes.channels, 3, 3) / (3 * sizes.channels**0.5), torch.randn(3) * 0.3
-        options["image"] = lay_out(torch.rand(sizes.batch, 3, sizes.H, sizes.W).to(device, dtype), layout)
-        tensors = {"features": lay_out(features.to(device, dtype), layout)}
-        return Case(op, tensors | {"weight": weight.to(device, dtype), "bias": bias.to(device, dtype)}, options)
     tensors = {}
-    if op in ("channel_reweighting", "dgfe", "dgfe_from_reconstruction"):
+    if op in ("channel_reweighting", "dgfe"):
         features = torch.randn(sizes.batch, sizes.channels, sizes.h, sizes.w).to(device, dtype)
         tensors["features"] = lay_out(features, layout)
     if op in ("filtration", "dgfe"):
         tensors["difference"] = make_difference(sizes, dtype, device, layout)
         tensors["threshold"] = torch.tensor(THRESHOLD, device=device)
-    if op == "dgfe_from_reconstruction":
-        images = make_images(sizes, dtype, device, layout, from_logits=options.get("from_logits", False))
-        tensors["reconstruction"], options["image"] = images
-        tensors["threshold"] = torch.tensor(THRESHOLD, device=device)
+        options.setdefault("difference_gradient", True)
     if op == "filtration":
         options["size"] = (sizes.h, sizes.w)
     else:
@@ -310,6 +286,7 @@ class Kit(NamedTuple):
     follows_layout: Callable[[Tensor, Tensor], bool] = follows_layout
     sizes: dict[str, Sizes] = SIZES
     new_sizes: type[Sizes] = Sizes
+    ops: list[str] = OPS
 
 
 @pytest.fixture(scope="session")

@@ -60,19 +60,6 @@ def test_gradcheck_of_difference_maps(from_logits: bool, kit: Any, layout: str, 
     )
 
 
-def test_gradcheck_of_reconstruction_tail(kit: Any, layout: str, device: str) -> None:
-    features = kit.lay_out(torch.randn(2, 5, 5, 6, device=device).double(), layout)
-    weight, bias = torch.randn(3, 5, 3, 3, device=device).double() * 0.1, torch.randn(3, device=device).double()
-    # Half of the values lie 0.2 above, half below their logits' sigmoid: away from the kink of |.|
-    rebuilt = reference.reconstruction_tail(features, weight, bias, features[:, :3, :4, :5])[2].sigmoid()
-    sign = torch.randint(0, 2, rebuilt.shape).to(rebuilt) * 2 - 1
-    image = kit.lay_out((rebuilt + 0.2 * sign).clamp(0, 1), layout)
-    valid_size = torch.tensor([[4, 3], [2, 5]], device=device)
-    inputs = leaves(features, weight, bias, image)
-    assert gradcheck(lambda *args: ops.reconstruction_tail(*args, valid_size=valid_size), inputs)
-    assert gradcheck(lambda *args: ops.reconstruction_tail(*args)[0], inputs)
-
-
 def test_gradcheck_of_channel_reweighting(kit: Any, layout: str, device: str) -> None:
     features = kit.lay_out(distinct(2, 6, 3, 4, device=device), layout)
     assert gradcheck(ops.channel_reweighting, leaves(features, *smooth_mlp(6, 4, device)))
@@ -85,32 +72,6 @@ def test_gradcheck_of_dgfe_behind_its_step(resize: str, kit: Any, layout: str, d
     threshold = torch.tensor(0.5, device=device)
     inputs = leaves(features, *smooth_mlp(6, 4, device))
     assert gradcheck(lambda x, *mlp: ops.dgfe(x, difference, threshold, *mlp, resize=resize), inputs)
-
-
-@pytest.mark.parametrize("resize", RESIZES)
-@pytest.mark.parametrize("from_logits", [False, True])
-def test_gradcheck_of_dgfe_from_reconstruction_behind_its_step(
-    from_logits: bool, resize: str, kit: Any, layout: str, device: str
-) -> None:
-    """The reconstruction's gradient is that of the error; the one through the step is `test_surrogate_contract`'s."""
-    features = kit.lay_out(distinct(2, 6, 3, 4, device=device), layout)
-    reconstruction, image = (kit.lay_out(torch.rand(2, 2, 4, 5, device=device).double(), layout) for _ in range(2))
-    threshold, valid_size = torch.tensor(0.9, device=device), torch.tensor([[4, 3], [2, 5]], device=device)
-
-    def op(x: Tensor, r: Tensor, *mlp: Tensor) -> tuple[Tensor, Tensor]:
-        return ops.dgfe_from_reconstruction(
-            x,
-            r,
-            image,
-            threshold,
-            *mlp,
-            from_logits=from_logits,
-            valid_size=valid_size,
-            resize=resize,
-            surrogate="none",
-        )
-
-    assert gradcheck(op, leaves(features, reconstruction, *smooth_mlp(6, 4, device)))
 
 
 def smooth_filtration(d: Tensor, t: Tensor, size: tuple[int, int], resize: str, surrogate: str, alpha: float) -> Tensor:
@@ -152,7 +113,7 @@ def test_surrogate_contract(surrogate: str, resize: str, size: tuple[int, int], 
         return (smooth_filtration(d, t, size, resize, surrogate, alpha) * cotangent).sum()
 
     d, t = leaves(difference, threshold)
-    filter_ = ops.filtration(d, t, size, resize=resize, surrogate=surrogate)
+    filter_ = ops.filtration(d, t, size, resize=resize, surrogate=surrogate, difference_gradient=True)
     assert torch.equal(filter_, ops.filtration(d, t, size, resize=resize, surrogate="none"))
     filter_.backward(cotangent)
     by_difference = finite_differences(lambda x: primitive_loss(x, threshold), difference)
@@ -162,30 +123,32 @@ def test_surrogate_contract(surrogate: str, resize: str, size: tuple[int, int], 
     assert (by_threshold.abs() > 1e-3) == (surrogate != "none")
 
 
-@pytest.mark.parametrize("resize", RESIZES)
 @pytest.mark.parametrize("surrogate", SURROGATES)
-def test_surrogate_contract_from_reconstruction(surrogate: str, resize: str, device: str) -> None:
-    """The reconstruction and the threshold get the finite differences of the smooth primitive and of the error."""
-    alpha, size = DEFAULT_ALPHA[surrogate], (3, 4)
-    image = torch.rand(1, 2, 6, 7, device=device).double()
-    sign = torch.randint(0, 2, image.shape).to(image) * 2 - 1
-    reconstruction = image + sign * (0.001 + distinct(1, 2, 6, 7, device=device) * 0.08)
-    threshold = torch.tensor(0.04, dtype=torch.float64, device=device)
-    features = torch.rand(1, 2, *size, device=device).double()
-    mlp = [torch.zeros(shape, device=device).double() for shape in ((1, 2), (1,), (2, 1), (2,))]  # weights of 1/2
-
-    def primitive_loss(r: Tensor, t: Tensor) -> Tensor:
-        difference = (r - image).abs().mean(dim=1, keepdim=True)
-        filter_ = smooth_filtration(difference, t, size, resize, surrogate, alpha)
-        return (features * filter_ / 2).sum() + 3 * (r - image).square().mean()
-
-    r, t = leaves(reconstruction, threshold)
-    enhanced, mse = ops.dgfe_from_reconstruction(features, r, image, t, *mlp, resize=resize, surrogate=surrogate)
-    (enhanced.sum() + 3 * mse).backward()
-    by_reconstruction = finite_differences(lambda x: primitive_loss(x, threshold), reconstruction)
-    by_threshold = finite_differences(lambda x: primitive_loss(reconstruction, x), threshold)
-    torch.testing.assert_close(r.grad, by_reconstruction, rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(t.grad, by_threshold, rtol=1e-5, atol=1e-5)
+@pytest.mark.parametrize("resize", RESIZES)
+@pytest.mark.parametrize("name", ["filtration", "dgfe"])
+def test_the_difference_gets_no_gradient_by_default(
+    name: str, resize: str, surrogate: str, kit: Any, native_layout: str, device: str
+) -> None:
+    """Compiled and as reference; all other gradients are to the bit those beside the difference's."""
+    options = {"resize": resize, "surrogate": surrogate, "alpha": 5.0}  # wide enough to reach every difference
+    case = kit.case(name, kit.sizes["odd"], device=device, layout=native_layout, **options)
+    case.require_grad()
+    del case.options["difference_gradient"]
+    for function in (getattr(ops, name), getattr(reference, name)):
+        found = []
+        for options in ({}, {"difference_gradient": False}, {"difference_gradient": True}):
+            output = function(**case.tensors, **case.options, **options)
+            cotangent = torch.linspace(-1, 2, output.numel(), device=device).reshape(output.shape)
+            gradients = torch.autograd.grad(output, list(case.tensors.values()), cotangent, allow_unused=True)
+            found.append(dict(zip(case.tensors, gradients, strict=True)))
+        by_default, without, with_it = found
+        assert by_default.pop("difference") is None
+        assert without.pop("difference") is None
+        assert with_it.pop("difference").any() == (surrogate != "none")
+        assert by_default["threshold"].any() == (surrogate != "none")
+        for of, gradient in with_it.items():
+            assert torch.equal(by_default[of], gradient), of
+            assert torch.equal(without[of], gradient), of
 
 
 @pytest.mark.parametrize("resize", RESIZES)
@@ -199,18 +162,6 @@ def test_threshold_gradient_keeps_its_precision_over_many_pixels(resize: str, de
     assert threshold.grad.item() == pytest.approx(-0.1 * 512 * 512, rel=2e-5)
 
 
-@pytest.mark.parametrize(
-    "op",
-    [
-        "difference_map",
-        "reconstruction_difference",
-        "reconstruction_tail",
-        "filtration",
-        "channel_reweighting",
-        "dgfe",
-        "dgfe_from_reconstruction",
-    ],
-)
 def test_second_derivatives_are_refused(op: str, kit: Any, device: str) -> None:
     case = kit.case(op, device=device).require_grad()
     first = torch.autograd.grad(case.run()[0].sum(), list(case.tensors.values()), create_graph=True)
@@ -242,7 +193,8 @@ def test_first_of_equal_maxima_gets_the_gradient(kit: Any, native_layout: str, d
 def test_first_of_equal_differences_gets_the_gradient(dtype: torch.dtype, device: str) -> None:
     difference = torch.full((2, 1, 8, 9), 0.03125, device=device, dtype=dtype, requires_grad=True)
     threshold = torch.tensor(0.03, device=device)
-    ops.filtration(difference, threshold, (4, 3), resize="max", surrogate="ste").sum().backward()
+    options = {"resize": "max", "surrogate": "ste", "difference_gradient": True}
+    ops.filtration(difference, threshold, (4, 3), **options).sum().backward()
     expected = torch.zeros_like(difference)
     expected[:, :, ::2, ::3] = 1
     assert torch.equal(difference.grad, expected)

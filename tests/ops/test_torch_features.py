@@ -34,74 +34,36 @@ def sample_calls(
     weights_grad, filter_grad = torch.randn_like(pooled[0]), torch.randn_like(features[:, :1]).contiguous()
     map_grad, mse_grad = torch.randn_like(image[:, :1]), torch.tensor(0.5, device=device)
     maps_grad = torch.randn_like(features)
-    images = (reconstruction, image)
-    tail = kit.case("reconstruction_tail", kit.new_sizes(2, 6, 5, 7, 20, 26, 3), dtype, device, layout)
-    wide, weight, bias = tail.tensors.values()
-    logits_grad = torch.randn(2, 3, 20, 26, device=device)
     return {
         "difference_map": (reconstruction, image, True),
         "reconstruction_difference": (reconstruction, image, False, valid_size),
         "_reconstruction_difference_backward": (map_grad, mse_grad, reconstruction, image, False, valid_size),
-        "reconstruction_tail": (
-            wide,
-            weight,
-            bias,
-            tail.options["image"],
-            torch.tensor([[20, 13], [7, 26]], device=device),
-        ),
-        "_output_convolution_backward": (logits_grad, wide, weight, True, True),
-        "sampled_difference_map": ([wide[:, :, ::4, ::4]] * 9, weight, bias, tail.options["image"]),
         "filtration": (difference, threshold, 5, 7, 3, 2, 40.0),
-        "_filtration_backward": (filter_grad, difference, threshold, 1, 3, 40.0),
+        "_filtration_backward": (filter_grad, difference, threshold, 1, 3, 40.0, True),
         "channel_reweighting": (features, *mlp),
         "_channel_reweighting_backward": (weights_grad, features, *pooled, *mlp[:3]),
         "dgfe": (features, difference, threshold, *mlp, 0, 2, 112.0),
         "dgfe_": (features.clone(), difference, threshold, *mlp, 2),
         "_dgfe_backward": (maps_grad, features, difference, threshold, *kept, *mlp[:3], 2, 4, 32.0, True),
-        "dgfe_from_reconstruction": (features, *images, threshold, *mlp, True, valid_size, True, 2, 4, 32.0),
-        "_dgfe_from_reconstruction_backward": (
-            *(maps_grad, mse_grad, features, *images, threshold, *kept, *mlp[:3]),
-            *(True, valid_size, 2, 4, 32.0, True),
-        ),
     }
 
 
-def test_all_ops_are_sampled(kit: Any, device: str) -> None:
-    registered = {name for name in torch._C._dispatch_get_all_op_names() if name.startswith("srtod::")}
-    assert {f"srtod::{name}" for name in sample_calls(kit, "contiguous", device)} == registered
-
-
-@pytest.mark.parametrize(
-    "op",
-    [
-        "difference_map",
-        "reconstruction_difference",
-        "_reconstruction_difference_backward",
-        "reconstruction_tail",
-        "_output_convolution_backward",
-        "sampled_difference_map",
-        "filtration",
-        "_filtration_backward",
-        "channel_reweighting",
-        "_channel_reweighting_backward",
-        "dgfe",
-        "dgfe_",
-        "_dgfe_backward",
-        "dgfe_from_reconstruction",
-        "_dgfe_from_reconstruction_backward",
-    ],
+REGISTERED = sorted(
+    name.removeprefix("srtod::") for name in torch._C._dispatch_get_all_op_names() if name.startswith("srtod::")
 )
-def test_opcheck(op: str, kit: Any, native_layout: str, device: str) -> None:
-    differentiable = not op.endswith(("_backward", "_")) and op != "sampled_difference_map"
+
+
+def test_all_ops_are_sampled(kit: Any, device: str) -> None:
+    assert sorted(sample_calls(kit, "contiguous", device)) == REGISTERED
+
+
+@pytest.mark.parametrize("name", REGISTERED)
+def test_opcheck(name: str, kit: Any, native_layout: str, device: str) -> None:
     for dtype in (torch.float32, torch.bfloat16):
-        args = sample_calls(kit, native_layout, device, dtype=dtype)[op]
-        if differentiable and dtype == torch.float32:
-            no_grad = 2 if op == "dgfe_from_reconstruction" else None  # the image
-            args = tuple(
-                x.requires_grad_() if isinstance(x, Tensor) and x.is_floating_point() and k != no_grad else x
-                for k, x in enumerate(args)
-            )
-        torch.library.opcheck(getattr(torch.ops.srtod, op), args)
+        args = sample_calls(kit, native_layout, device, dtype=dtype)[name]
+        if not name.endswith("_") and not name.startswith("_") and dtype == torch.float32:
+            args = tuple(x.requires_grad_() if isinstance(x, Tensor) and x.is_floating_point() else x for x in args)
+        torch.library.opcheck(getattr(torch.ops.srtod, name), args)
 
 
 def test_opcheck_without_optional_arguments(kit: Any, device: str) -> None:
@@ -113,19 +75,7 @@ def test_opcheck_without_optional_arguments(kit: Any, device: str) -> None:
     torch.library.opcheck(backward, (None, mse_grad, reconstruction, image, True, None))
     torch.library.opcheck(backward, (map_grad, None, reconstruction, image, True, None))
     torch.library.opcheck(torch.ops.srtod._dgfe_backward, (*calls["_dgfe_backward"][:-1], False))
-    torch.library.opcheck(torch.ops.srtod.reconstruction_tail, (*calls["reconstruction_tail"][:-1], None))
-    convolution_backward, (*args, _, _) = (
-        torch.ops.srtod._output_convolution_backward,
-        calls["_output_convolution_backward"],
-    )
-    for wanted in ((True, False), (False, True)):
-        torch.library.opcheck(convolution_backward, (*args, *wanted))
-    features, *others = calls["dgfe_from_reconstruction"]
-    others[8:10] = (None, False)  # valid_size, with_mse
-    torch.library.opcheck(torch.ops.srtod.dgfe_from_reconstruction, (features.clone().requires_grad_(), *others))
-    maps_grad, _, *others = calls["_dgfe_from_reconstruction_backward"]
-    others[13], others[17] = None, False  # valid_size, reconstruction_grad
-    torch.library.opcheck(torch.ops.srtod._dgfe_from_reconstruction_backward, (maps_grad, None, *others))
+    torch.library.opcheck(torch.ops.srtod._filtration_backward, (*calls["_filtration_backward"][:-1], False))
 
 
 def street(reconstruction: Tensor, image: Tensor, features: Tensor, module: ops.DGFE, size: tuple[int, int]) -> Tensor:
@@ -135,13 +85,8 @@ def street(reconstruction: Tensor, image: Tensor, features: Tensor, module: ops.
     mask = ops.filtration(ops.difference_map(reconstruction, image), module.threshold, size, resize="area")
     mlp = (module.fc1.weight, module.fc1.bias, module.fc2.weight, module.fc2.bias)
     weights = ops.channel_reweighting(features, *mlp)
-    again, error = ops.dgfe_from_reconstruction(features, reconstruction, image, module.threshold, *mlp)
-    inferred, _ = ops.dgfe_from_reconstruction(features, reconstruction, image, module.threshold, *mlp, with_mse=False)
-    enhanced = enhanced * weights + again - 0.5 * inferred
-    tail = (reconstruction[:, :1] * 2, module.fc1.weight[:3, :9].reshape(3, 1, 3, 3), module.fc2.bias[:3], image)
-    tail_difference, tail_mse, logits = ops.reconstruction_tail(*tail)
-    loss = enhanced.square().mean() + mse + mask.mean() + error
-    return loss + tail_difference.mean() + tail_mse + 0.1 * logits.mean()
+    enhanced = enhanced * weights + ops.dgfe(features, difference, module.threshold, *mlp, difference_gradient=True)
+    return enhanced.square().mean() + mse + mask.mean()
 
 
 def street_inputs(kit: Any, batch: int, side: int, layout: str, device: str) -> tuple[Tensor, Tensor, Tensor]:
@@ -172,8 +117,7 @@ def test_compile_with_dynamic_shapes(kit: Any, native_layout: str, device: str) 
     for batch, side in ((2, 8), (3, 11), (5, 6)):
         inputs = street_inputs(kit, batch, side, native_layout, device)
         torch.testing.assert_close(gradients(compiled, inputs, module), gradients(street, inputs, module))
-    public = ("reconstruction_difference", "dgfe", "difference_map", "filtration", "channel_reweighting")
-    for op in (*public, "dgfe_from_reconstruction", "reconstruction_tail"):
+    for op in kit.ops:
         assert f"srtod.{op}" in targets or f"srtod.{op}.default" in targets, targets
 
 
@@ -247,21 +191,6 @@ def test_autocast_changes_nothing(half: torch.dtype, kit: Any, device: str) -> N
         assert module.threshold.grad != 0
 
 
-@pytest.mark.parametrize("half", [torch.bfloat16, torch.float16])
-def test_autocast_does_not_round_the_images(half: torch.dtype, kit: Any, device: str) -> None:
-    """A float32 image and float32 parameters beside half-precision features and logits."""
-    case = kit.case("dgfe_from_reconstruction", device=device, from_logits=True).require_grad()
-    case.tensors |= {name: case.tensors[name].detach().to(half) for name in ("features", "reconstruction")}
-    plain = case.run()
-    with torch.autocast(device, half):
-        cast, specified = case.run(), case.specified()
-    assert [x.dtype for x in cast] == [x.dtype for x in specified] == [half, torch.float32]
-    assert all(torch.equal(x, y) for x, y in zip(cast, plain, strict=True))
-    torch.testing.assert_close(specified, plain, rtol=torch.finfo(half).eps, atol=1e-6)
-    sum(x.float().sum() for x in cast).backward()
-    assert case.tensors["threshold"].grad != 0
-
-
 def test_autocast_around_convolutions(kit: Any, device: str) -> None:
     module = torch.nn.Conv2d(3, 16, 3, padding=1).to(device)
     image = torch.rand(1, 3, 16, 16, device=device)
@@ -273,19 +202,3 @@ def test_autocast_around_convolutions(kit: Any, device: str) -> None:
     assert (features.dtype, difference.dtype, enhanced.dtype) == (torch.bfloat16, torch.float32, torch.bfloat16)
     (enhanced.float().mean() + mse).backward()
     assert module.weight.grad.abs().sum() > 0
-
-
-def test_autocast_around_the_tail(kit: Any, device: str) -> None:
-    """bfloat16 features beside float32 parameters and image: everything behind the features is in float32."""
-    decoder = torch.nn.Conv2d(3, 32, 3, padding=1).to(device)
-    output = torch.nn.Conv2d(32, 3, 3, padding=1).to(device)
-    image = torch.rand(1, 3, 16, 20, device=device)
-    with torch.autocast(device, torch.bfloat16):
-        features = decoder(image)
-        difference, mse, logits = ops.reconstruction_tail(features, output.weight, output.bias, image)
-        expected = ops.reference.reconstruction_tail(features, output.weight, output.bias, image)
-    assert features.dtype == torch.bfloat16
-    assert difference.dtype == mse.dtype == logits.dtype == torch.float32
-    torch.testing.assert_close((difference, mse, logits), expected)
-    (difference.mean() + mse).backward()
-    assert all(x.grad.dtype == x.dtype and x.grad.abs().sum() > 0 for x in (decoder.weight, output.weight, output.bias))
