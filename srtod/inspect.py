@@ -135,7 +135,8 @@ def _anchors(split: str, sizes: np.ndarray) -> str:
     """The anchor scales that suit the objects of a split, whose sizes are `[M, 2]` in pixels."""
     import torch
 
-    from srtod.models.anchors import ANCHORS, fit_anchor_scale
+    from srtod.models import ANCHORS
+    from srtod.models.anchors import fit_anchor_scale
 
     if not len(sizes):
         return f"no objects in {split} to fit anchors to"

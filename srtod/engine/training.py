@@ -15,7 +15,8 @@ from lightning.pytorch.callbacks import Callback, EarlyStopping
 from lightning.pytorch.utilities import rank_zero_only
 
 from srtod._support.files import replacing
-from srtod.models.anchors import ANCHORS, fit_anchor_scale
+from srtod.models import ANCHORS
+from srtod.models.anchors import fit_anchor_scale
 from srtod.models.checkpoint import load_detector, read_checkpoint
 
 from .callbacks import AveragedWeights, Evaluation, ProgressBar, UnreadableImages, as_coco

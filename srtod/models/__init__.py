@@ -3,16 +3,18 @@
 from .assigners import ATSSAssigner, FCOSAssigner, HierarchicalAssigner, MaxIoUAssigner
 from .backbones import BACKBONES, Backbone, build_backbone
 from .boxes import BoxCoder
-from .build import DETECTORS, SelfReconstructionOptions, build_detector
+from .build import SelfReconstructionOptions, build_detector
 from .detector import Detector, ImageReconstruction
 from .heads import ATSSHead, CascadeHead, FCOSHead, RetinaNetHead, TwoStageHead
 from .layers import ASPP, ConvAWS2d, SAConv2d
 from .necks import FPN, RecursiveFeaturePyramid, RetinaFPN
+from .recipes import ANCHORS, DETECTORS
 from .reconstruction import ReconstructionHead
 from .self_reconstruction import SelfReconstruction, SelfReconstructionOutput
 from .transform import DetectionTransform
 
 __all__ = [
+    "ANCHORS",
     "ASPP",
     "BACKBONES",
     "DETECTORS",

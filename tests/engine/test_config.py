@@ -8,8 +8,7 @@ from typing import Any, get_args, get_type_hints
 import pytest
 
 from srtod.engine import DataConfig, ModelConfig, TrainConfig
-from srtod.models import DETECTORS, build_detector
-from srtod.models.anchors import ANCHORS
+from srtod.models import ANCHORS, DETECTORS, build_detector
 from srtod.models.backbones import BACKBONES
 from srtod.models.build import SelfReconstructionOptions
 
