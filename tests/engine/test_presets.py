@@ -98,6 +98,7 @@ MATCHED = {
     "rfla_paper": False,
     "sac": True,
     "detections_per_image": 3000,
+    "proposals": 3000,
 }
 
 
