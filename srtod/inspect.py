@@ -81,7 +81,7 @@ def _anchors(split: str, sizes: np.ndarray) -> str:
     """The anchor scales that suit the objects of a split, whose sizes are `[M, 2]` in pixels."""
     import torch
 
-    from srtod.models.anchors import fit_detectors
+    from srtod.models.recipes import fit_detectors
 
     if not len(sizes):
         return f"no objects in {split} to fit anchors to"

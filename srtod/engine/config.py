@@ -10,7 +10,7 @@ from typing import Any, Literal
 from srtod._support.fields import build, check_ranges, flat, option
 from srtod.data.layouts import layout_names
 from srtod.data.swarm import MIN_SIDE
-from srtod.models.anchors import ANCHORS
+from srtod.models import ANCHORS, DETECTORS
 from srtod.models.backbones import default_trainable_layers
 from srtod.models.reconstruction import SelfReconstructionOptions
 
@@ -25,7 +25,7 @@ class ModelConfig:
         ValueError: if a value is out of its range.
     """
 
-    detector: Literal["retinanet", "faster_rcnn", "cascade_rcnn", "detectors", "rfla", "fcos", "atss"] = option(
+    detector: Literal[DETECTORS] = option(  # type: ignore[valid-type]  # type checkers cannot read the tuple
         "faster_rcnn", "what the detector is; docs/models.md describes each", near=("model",)
     )
     self_reconstruction: bool = option(True, "reconstruct the image and enhance P2 where that fails (SR-TOD)")
@@ -76,10 +76,27 @@ class ModelConfig:
         None, "the longer side never exceeds this, in pixels; none: no limit", within="positive"
     )
     scale: float = option(1.0, "factor on the images' own size; not together with min-size", within="positive")
+    proposals: int | None = option(
+        None,
+        "two-stage detectors: the most proposals an image; none: 2000 in training, and 1000 or detections-per-image in "
+        "evaluation",
+        within="positive",
+    )
+    allowed_border: float | None = option(
+        None,
+        "two-stage detectors: train proposals on anchors that reach at most so far beyond the image, in pixels; none: "
+        "on all",
+        within="natural",
+    )
+    box_loss: Literal["smooth_l1", "l1"] = option(
+        "smooth_l1", "faster_rcnn: loss of its boxes; l1: as the authors of SR-TOD"
+    )
     sac: bool = option(
         True, "detectors: switchable atrous convolution, as its paper; no-sac: as released by the authors of SR-TOD"
     )
-    rfla_paper: bool = option(False, "rfla: train proposals against anchors shrunk to 0.9, as its authors' code does")
+    rfla_paper: bool = option(
+        False, "rfla: train proposals as its authors' code, such as against anchors shrunk to 0.9; docs/models.md"
+    )
     self_reconstruction_options: SelfReconstructionOptions = SelfReconstructionOptions()
 
     def __post_init__(self) -> None:

@@ -18,7 +18,8 @@ from lightning.pytorch.utilities import rank_zero_only
 from srtod._support.files import replacing
 from srtod._version import __version__
 from srtod.data import DetectionDataset
-from srtod.models.anchors import ANCHORS, fit_anchor_scale
+from srtod.models import ANCHORS
+from srtod.models.anchors import fit_anchor_scale
 from srtod.models.checkpoint import DESCRIPTION, METRICS, read_checkpoint
 
 from .callbacks.checkpoints import LAST, RANDOM_STATE

@@ -3,11 +3,12 @@
 from .assigners import ATSSAssigner, FCOSAssigner, HierarchicalAssigner, MaxIoUAssigner
 from .backbones import BACKBONES, Backbone, build_backbone
 from .boxes import BoxCoder
-from .build import DETECTORS, build_detector
+from .build import build_detector
 from .detector import Detector, ImageReconstruction
 from .heads import ATSSHead, CascadeHead, FCOSHead, RetinaNetHead, TwoStageHead
 from .layers import ASPP, ConvAWS2d, SAConv2d
 from .necks import FPN, RecursiveFeaturePyramid, RetinaFPN
+from .recipes import ANCHORS, DETECTORS
 from .reconstruction import (
     ReconstructionHead,
     SelfReconstruction,
@@ -18,6 +19,7 @@ from .reconstruction import (
 from .transform import DetectionTransform
 
 __all__ = [
+    "ANCHORS",
     "ASPP",
     "BACKBONES",
     "DETECTORS",

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-__all__ = ["ANCHORS", "AnchorFit", "AnchorLayout", "fit_anchor_scale", "fit_detectors"]
+__all__ = ["AnchorFit", "AnchorLayout", "fit_anchor_scale"]
 
 MAX_SCALE = 16.0
 """The largest scale that is tried: the side of a square anchor, in strides."""
@@ -46,19 +46,6 @@ class AnchorFit(NamedTuple):
     scale: float
     mean_iou: float
     covered: float
-
-
-_P2_TO_P6 = AnchorLayout((4, 8, 16, 32, 64))
-_P3_TO_P7 = (8, 16, 32, 64, 128)
-
-ANCHORS: dict[str, AnchorLayout] = {
-    "retinanet": AnchorLayout(_P3_TO_P7, octaves=(1.0, 2 ** (1 / 3), 2 ** (2 / 3))),
-    "faster_rcnn": _P2_TO_P6,
-    "cascade_rcnn": _P2_TO_P6,
-    "detectors": _P2_TO_P6,
-    "atss": AnchorLayout(_P3_TO_P7, ratios=(1.0,)),
-}
-"""The anchors of each detector that has a scale: FCOS has no anchors, RFLA's follow from its receptive fields."""
 
 
 def fit_anchor_scale(
@@ -119,24 +106,6 @@ def fit_anchor_scale(
             best = AnchorFit(pixels / finest, mean, float((iou >= min_iou).double().mean()))
     assert best is not None
     return best
-
-
-def fit_detectors(sizes: Tensor) -> dict[tuple[str, ...], AnchorFit]:
-    """Fits the anchor scale of every detector that has one; detectors whose anchors are alike share the fit.
-
-    Args:
-        sizes: as `fit_anchor_scale` takes them.
-
-    Returns:
-        The fits, by the names of their detectors.
-    """
-    detectors: dict[AnchorLayout, list[str]] = {}
-    for name, layout in ANCHORS.items():
-        detectors.setdefault(layout, []).append(name)
-    return {
-        tuple(names): fit_anchor_scale(sizes, layout.strides, ratios=layout.ratios, octaves=layout.octaves)
-        for layout, names in detectors.items()
-    }
 
 
 def _evenly_by_area(sizes: Tensor, limit: int) -> Tensor:

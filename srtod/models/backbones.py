@@ -126,7 +126,8 @@ def build_backbone(
         sac: whether a ResNet's 3x3 convolutions of the stages 2 to 4 (C3-C5) become switchable atrous convolutions
             (`SAConv2d`) and their 1x1 convolutions `ConvAWS2d`, as in DetectoRS. Either keeps the function of the
             weights it starts from.
-        conv_aws: whether all convolutions of a ResNet's four stages are `ConvAWS2d` where they are not `SAConv2d`.
+        conv_aws: whether all convolutions of a ResNet, the stem's too, are `ConvAWS2d` where they are not `SAConv2d`,
+            as in the authors' code.
         deformable: whether the switchable atrous convolutions are deformable, as in DetectoRS.
         output_image: whether the output also carries the input as "image", as `RecursiveFeaturePyramid` needs it.
 
@@ -147,13 +148,15 @@ def build_backbone(
     if norm == "group" and weights is not None:
         raise ValueError("torchvision's weights are made for batch norm; use norm='frozen_batch' or norm='batch'")
     if (sac or conv_aws) and not name.startswith("resnet"):
-        raise ValueError(f"sac and conv_aws are made for ResNets, got the backbone {name!r}")
+        raise ValueError(
+            f"DetectoRS (sac and conv_aws) is made for ResNets, got the backbone {name!r}; choose a ResNet"
+        )
     norm_layer = _group_norm if norm == "group" else nn.BatchNorm2d
     model = torchvision.models.get_model(name, weights=None, norm_layer=norm_layer)
     if weights is not None:
         _load_classifier(model, name, _state_dict(name, weights))
     layers, channels = BACKBONES[name](model)
-    for stage, layer in enumerate(layers[1:], start=1):
+    for stage, layer in enumerate(layers):  # the stem is stage 0
         if conv_aws or (sac and stage >= 2):
             _standardize(layer, sac=sac and stage >= 2, deformable=deformable)
     return Backbone(
@@ -177,7 +180,7 @@ def _resnet(model: torchvision.models.ResNet) -> tuple[list[nn.Module], list[int
 
 
 def _standardize(stage: nn.Module, *, sac: bool, deformable: bool) -> None:
-    """Replaces a ResNet stage's convolutions by `ConvAWS2d`, or the 3x3 ones by `SAConv2d`, keeping their function."""
+    """Replaces a stage's convolutions by `ConvAWS2d`, or the 3x3 ones by `SAConv2d`, keeping their function."""
     for name, conv in list(stage.named_modules()):
         if isinstance(conv, nn.Conv2d):
             if sac and conv.kernel_size == (3, 3):

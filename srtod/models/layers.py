@@ -22,6 +22,8 @@ class ConvAWS2d(nn.Conv2d):
 
         w' = gamma * (w - mean(w)) / sqrt(var(w) + eps) + beta
 
+    The variance is the unbiased one, as in the authors' code; that of a single weight counts as 0.
+
     `gamma` and `beta` are buffers, not trained: the standard deviation and the mean that the weight started with, so
     that w' = w at the start, and mean and scale of w' stay there while the weight is trained. A state dict without
     them, such as a plain convolution's, sets them from its weight and thus keeps its function.
@@ -95,7 +97,8 @@ class ConvAWS2d(nn.Conv2d):
 
     def _statistics(self, weight: Tensor) -> tuple[Tensor, Tensor]:
         """Standard deviation and mean of every output channel, `[out_channels, 1, 1, 1]` each."""
-        variance, mean = torch.var_mean(weight, dim=(1, 2, 3), correction=0, keepdim=True)
+        unbiased = min(1, weight[0].numel() - 1)  # a single weight has no unbiased variance
+        variance, mean = torch.var_mean(weight, dim=(1, 2, 3), correction=unbiased, keepdim=True)
         return torch.sqrt(variance + self.eps), mean
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:

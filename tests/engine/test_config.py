@@ -9,8 +9,7 @@ from typing import Any, get_args, get_type_hints
 import pytest
 
 from srtod.engine import DataConfig, ModelConfig, TrainConfig
-from srtod.models import DETECTORS, SelfReconstructionOptions, build_detector
-from srtod.models.anchors import ANCHORS
+from srtod.models import ANCHORS, DETECTORS, SelfReconstructionOptions, build_detector
 from srtod.models.backbones import BACKBONES
 
 

@@ -30,6 +30,7 @@ PAPER = {  # Sec. 4.1 and the authors' code
         "lr": 0.0025,
         "warmup": 500,
         "detections_per_image": 100,
+        "proposals": None,
         "train_split": "train",
         "test_split": "test",
     },
@@ -43,6 +44,7 @@ PAPER = {  # Sec. 4.1 and the authors' code
         "lr": 0.005,
         "warmup": 5000,
         "detections_per_image": 3000,
+        "proposals": 3000,
         "train_split": "train",
         "test_split": "val",
     },
@@ -56,6 +58,7 @@ PAPER = {  # Sec. 4.1 and the authors' code
         "lr": 0.005,
         "warmup": 5000,
         "detections_per_image": 3000,
+        "proposals": 3000,
         "train_split": "trainval",
         "test_split": "test",
     },
@@ -84,7 +87,8 @@ PAPER_EVERYWHERE = {
     "seed": 0,
 }
 EXCEPTIONS: dict[str, dict[str, Any]] = {
-    "droneswarms/rfla": {"detections_per_image": 3000},
+    "droneswarms/faster_rcnn": {"proposals": 1000},
+    "droneswarms/rfla": {"detections_per_image": 3000, "proposals": 3000},
     "visdrone/retinanet": {"anchor_scale": 3.0},  # of P3: as many pixels as 6 on P2
     "aitod/retinanet": {"anchor_scale": 2.0},
 }
@@ -94,6 +98,7 @@ MATCHED = {
     "rfla_paper": False,
     "sac": True,
     "detections_per_image": 3000,
+    "proposals": 3000,
 }
 
 
@@ -122,6 +127,8 @@ def test_every_data_set_and_detector_has_both_presets() -> None:
 def test_paper_presets_have_the_values_of_the_paper(data: str, detector: str) -> None:
     expected = PAPER_EVERYWHERE | PAPER[data] | EXCEPTIONS.get(f"{data}/{detector}", {})
     expected |= {"detector": detector, "rfla_paper": detector == "rfla", "sac": detector != "detectors"}
+    expected |= {"allowed_border": 0 if detector in ("cascade_rcnn", "detectors", "rfla") else None}
+    expected |= {"box_loss": "l1" if detector == "faster_rcnn" else "smooth_l1"}
     options = options_of(f"{data}/{detector}_paper")
     assert {name: options[name] for name in expected} == expected
     assert {name for name, value in options.items() if value != TrainConfig().as_dict()[name]} <= {*expected, "data"}

@@ -9,8 +9,8 @@ import torch
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.ops import box_iou
 
-from srtod.models import build_detector
-from srtod.models.anchors import ANCHORS, fit_anchor_scale
+from srtod.models import ANCHORS, build_detector
+from srtod.models.anchors import fit_anchor_scale
 
 
 def test_squares_of_one_size_get_anchors_of_that_size() -> None:

@@ -160,9 +160,11 @@ def test_a_plain_checkpoint_keeps_its_function(resnet_file: tuple[str, Path], op
 def test_a_torchvision_classifier_with_standardised_weights(resnet_file: tuple[str, Path]) -> None:
     name, path = resnet_file
     state = torch.load(path, weights_only=True)
-    model = torchvision.models.get_model(name, weights=None).eval()
+    model = (
+        torchvision.models.get_model(name, weights=None).eval().double()
+    )  # float32's rounding grows through 50 layers
     model.load_state_dict(state)
-    x = torch.randn(1, 3, 64, 64)
+    x = torch.randn(1, 3, 64, 64, dtype=torch.float64)
     expected = model(x)
     for module in list(model.modules()):
         for child_name, child in list(module.named_children()):
@@ -180,7 +182,7 @@ def kinds(module: nn.Module) -> set[type]:
 
 def test_where_convolutions_are_replaced() -> None:
     aws = build_backbone("resnet50", conv_aws=True)
-    assert [kinds(layer) for layer in aws.layers] == [{nn.Conv2d}] + [{ConvAWS2d}] * 4
+    assert [kinds(layer) for layer in aws.layers] == [{ConvAWS2d}] * 5
     sac = build_backbone("resnet50", sac=True)
     for layer in sac.layers[2:]:
         for block in layer.children():
@@ -193,7 +195,7 @@ def test_where_convolutions_are_replaced() -> None:
     assert not batch_norms(both)
     assert both(torch.randn(1, 3, 64, 64))["c5"].shape == (1, 512, 2, 2)
     for name in ("sac", "conv_aws"):
-        with pytest.raises(ValueError, match="made for ResNets, got the backbone 'mobilenet_v2'"):
+        with pytest.raises(ValueError, match="is made for ResNets, got the backbone 'mobilenet_v2'"):
             build_backbone("mobilenet_v2", **{name: True})  # type: ignore[arg-type]
 
 

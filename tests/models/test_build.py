@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import functools
 import re
+from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 
-from srtod.models import DETECTORS, Detector, SelfReconstructionOptions, build_detector
-from srtod.models.anchors import ANCHORS
+from srtod.models import ANCHORS, DETECTORS, Detector, SelfReconstructionOptions, build_detector
+from srtod.models.heads.anchor_generator import PyramidAnchors
 from srtod.models.layers import SAConv2d
 
+GUIDE = Path(__file__).resolve().parents[2] / "docs/models.md"
 ON_P3 = {"retinanet", "fcos", "atss"}
 
 
@@ -38,6 +40,22 @@ def example() -> tuple[list[Tensor], list[dict[str, Tensor]]]:
 
 def test_names() -> None:
     assert DETECTORS == ("retinanet", "faster_rcnn", "cascade_rcnn", "detectors", "rfla", "fcos", "atss")
+    assert set(ANCHORS) == {"retinanet", "faster_rcnn", "cascade_rcnn", "detectors", "atss"}
+
+
+@pytest.mark.skipif(not GUIDE.exists(), reason="needs the source tree")
+def test_the_guide_has_a_row_for_each_detector() -> None:
+    rows = {}
+    for name in DETECTORS:
+        detector = shared(name).eval()
+        with torch.no_grad():
+            batch, _, _ = detector.transform(example()[0])
+            levels = [level.upper() for level in detector.neck(detector.backbone(batch.tensors))]
+        neck, head = type(detector.neck).__name__, type(detector.head).__name__
+        rows[name] = [f"`{neck}`, {levels[0]}-{levels[-1]}", f"`{head}`", levels[0]]
+    table = re.findall(r"^\| `(\w+)` \| (`\w+`, P\d-P\d) \| (`\w+`)[^|]* \| (P\d) \|", GUIDE.read_text(), re.MULTILINE)
+    assert {name: cells for name, *cells in table} == rows
+    assert [name for name, *_ in table] == list(DETECTORS)
 
 
 @pytest.mark.parametrize("name", DETECTORS)
@@ -65,22 +83,17 @@ def test_losses_reach_every_parameter(name: str) -> None:
     detector.zero_grad(set_to_none=True)
 
 
-def test_anchor_scale() -> None:
-    """A number reaches every head with anchors of such a scale, None leaves the head's default."""
+def test_the_default_anchor_scale_is_the_heads() -> None:
+    """What a number does is tested with the layouts of the anchors."""
+    for name, scale in {"faster_rcnn": 4, "cascade_rcnn": 4, "detectors": 4, "retinanet": 4, "atss": 8}.items():
+        [generator] = [module for module in shared(name).modules() if isinstance(module, PyramidAnchors)]
+        layout = ANCHORS[name]
+        assert generator.sizes[0] == pytest.approx([scale * layout.strides[0] * octave for octave in layout.octaves])
 
-    def area(detector: Detector) -> float:
-        rpn = getattr(detector.head, "rpn", None)
-        anchors = rpn.anchor_generator if rpn is not None else detector.head.anchors
-        x1, y1, x2, y2 = anchors.cell_anchors[0].unbind(dim=1)
-        return float(((x2 - x1) * (y2 - y1)).mean())
 
-    for name, default in {"faster_rcnn": 4, "cascade_rcnn": 4, "detectors": 4, "retinanet": 4, "atss": 8}.items():
-        plain, same, larger = (build(name, anchor_scale=s) for s in (None, default, 2 * default))
-        assert area(plain) == area(same)
-        assert area(larger) == pytest.approx(4 * area(same))
-        assert name in ANCHORS
+def test_detectors_without_an_anchor_scale_leave_it_aside() -> None:
     for name in set(DETECTORS) - set(ANCHORS):
-        assert len(build(name, anchor_scale=2.0).state_dict()) == len(build(name).state_dict())
+        assert len(build(name, anchor_scale=2.0).state_dict()) == len(shared(name).state_dict())
 
 
 def test_switchable_atrous_convolution_can_be_left_out() -> None:
@@ -92,8 +105,22 @@ def test_switchable_atrous_convolution_can_be_left_out() -> None:
 
 
 @pytest.mark.parametrize("name", ["faster_rcnn", "cascade_rcnn", "detectors", "rfla"])
-def test_detection_cap_can_exceed_a_thousand(name: str) -> None:
-    assert build(name, detections_per_image=3000).eval().head.rpn.post_nms_top_n() == 3000  # type: ignore[operator, union-attr]
+def test_options_of_the_proposals(name: str) -> None:
+    rpn = build(name, detections_per_image=3000).eval().head.rpn
+    assert (rpn.post_nms_top_n(), rpn.allowed_border) == (3000, None)  # type: ignore[operator, union-attr]
+    rpn = build(name, proposals=1500, allowed_border=4).eval().head.rpn
+    assert (rpn.post_nms_top_n(), rpn.allowed_border) == (1500, 4)  # type: ignore[operator, union-attr]
+
+
+def test_options_of_one_detector_alone() -> None:
+    assert build("rfla", rfla_paper=True).head.rpn.allowed_border == 0  # type: ignore[union-attr]
+    assert build("rfla", rfla_paper=True, allowed_border=4).head.rpn.allowed_border == 4  # type: ignore[union-attr]
+    head = build("faster_rcnn", box_loss="l1").head
+    assert head.rpn.beta == head.roi_heads.beta == 0  # type: ignore[union-attr]
+    for name in DETECTORS:  # the others leave them aside
+        build(
+            name, box_loss="l1", sac=False, rfla_paper=True, proposals=50, allowed_border=0, self_reconstruction=False
+        )
 
 
 def test_every_option_of_self_reconstruction_is_passed_on() -> None:
@@ -120,7 +147,7 @@ def test_unknown_options(self_reconstruction: bool, option: str, near: str) -> N
     [
         ({"name": "yolo"}, f"unknown detector 'yolo'; choose one of {', '.join(DETECTORS)}"),
         ({"num_classes": 1}, "num_classes counts the background"),
-        ({"name": "detectors"}, "DetectoRS changes the blocks of a ResNet"),
+        ({"name": "detectors"}, "is made for ResNets, got the backbone 'mobilenet_v2'"),
         ({"name": "fcos", "channels": 36}, "multiple of scale=8"),
         ({"threshold": 4}, "threshold must be from 0 to 1, got 4"),
     ],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 import random
+import re
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,24 @@ def test_round_trip(content: dict[str, Any], tmp_path: Path) -> None:
         trained.detector.neck.state_dict()["inner_blocks.0.0.bias"],
         content["state_dict"]["detector.neck.inner_blocks.0.0.bias"],
     )
+
+
+def test_a_checkpoint_from_before_loads(tmp_path: Path) -> None:
+    """It names no options of proposals, and its DetectoRS had a plain convolution in the stem."""
+    model = {"name": "detectors", "num_classes": 2, "backbone": "resnet18", "channels": 16, "sac": False}
+    detector = build_detector(**model, self_reconstruction=False).eval()
+    state = {f"detector.{name}": value for name, value in detector.state_dict().items()}
+    stems = [name for name in state if re.search(r"\.layers\.0\.0\.(gamma|beta)$", name)]
+    assert len(stems) == 4  # of both backbones
+    old = {name: value for name, value in state.items() if name not in stems}
+    content = {"state_dict": old, "srtod": describe(model | {"self_reconstruction": False}, ["drone"], [1])}
+    write_checkpoint(content, tmp_path / "a.ckpt")
+    loaded = load_detector(tmp_path / "a.ckpt").detector
+    assert (loaded.head.rpn.allowed_border, loaded.head.rpn.post_nms_top_n()) == (None, 1000)
+    image = torch.rand(3, 64, 64)
+    with torch.no_grad():
+        features, expected = (d.neck(d.backbone(image[None] - 0.5))["p2"] for d in (loaded, detector))
+    torch.testing.assert_close(features, expected)
 
 
 @pytest.mark.parametrize(

@@ -127,7 +127,7 @@ def test_dense_heads_learn_no_background_inside(build: Callable[..., DenseHead])
 
 
 def test_the_proposal_network_learns_no_background_inside() -> None:
-    network = region_proposal_network(8, (4, 8, 16, 32, 64), 2, 50)
+    network = region_proposal_network(8, (4, 8, 16, 32, 64), 2, proposals=50)
     levels = [torch.zeros(1, 8, -(-SIZE // stride), -(-SIZE // stride)) for stride in (4, 8, 16, 32, 64)]
     anchors = network.anchor_generator(ImageList(torch.zeros(1, 3, SIZE, SIZE), [(SIZE, SIZE)]), levels)
     (plain,), (plain_boxes,) = network.assign_targets_to_anchors(anchors, [target(INSIDE, OUTSIDE)])

@@ -1,5 +1,6 @@
 """Layers of DetectoRS: function kept from plain convolutions, neutral starts, gradients."""
 
+import math
 from copy import deepcopy
 
 import pytest
@@ -51,6 +52,24 @@ def test_aws_standardises_a_changed_weight() -> None:
     weight = layer.standardized_weight()
     torch.testing.assert_close(weight.mean((1, 2, 3)), mean, atol=1e-5, rtol=1e-4)
     torch.testing.assert_close(weight.std((1, 2, 3), correction=0), std, atol=1e-5, rtol=1e-2)  # eps, and 49 times it
+
+
+def test_aws_by_hand() -> None:
+    """Mean 2.5; the squares of the distances from it sum to 5, and the unbiased variance divides by 3."""
+    layer = ConvAWS2d(1, 1, 2)
+    assert layer.load_state_dict({"weight": torch.tensor([[[[1.0, 2], [3, 4]]]]), "bias": torch.zeros(1)})
+    std = math.sqrt(5 / 3 + 1e-5)
+    torch.testing.assert_close(layer.gamma.item(), std)
+    torch.testing.assert_close(layer.beta.item(), 2.5)
+    layer.gamma.fill_(2)
+    layer.beta.fill_(-1)
+    expected = [2 * distance / std - 1 for distance in (-1.5, -0.5, 0.5, 1.5)]
+    torch.testing.assert_close(layer.standardized_weight().flatten(), torch.tensor(expected))
+
+
+def test_aws_of_a_single_weight_keeps_it() -> None:
+    conv = plain_conv(3, 3, 1, groups=3)
+    torch.testing.assert_close(ConvAWS2d.from_conv(conv).standardized_weight(), conv.weight)
 
 
 def test_aws_state_survives_a_round_trip() -> None:

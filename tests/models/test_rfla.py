@@ -21,7 +21,7 @@ STRIDES = (4, 8, 16, 32, 64)
 
 def network(paper: bool = False) -> ProposalNetwork:
     torch.manual_seed(0)
-    return rfla_region_proposal_network(8, STRIDES, receptive_fields=FIELDS, proposals_per_image=50, paper=paper)
+    return rfla_region_proposal_network(8, STRIDES, receptive_fields=FIELDS, proposals=50, paper=paper)
 
 
 def example(dtype: torch.dtype = torch.float32) -> tuple[ImageList, dict[str, Tensor]]:
@@ -91,8 +91,12 @@ def test_labels_follow_the_assigner() -> None:
 def test_ignored_anchors_are_left_out() -> None:
     rpn = network(paper=True)
     anchors = rpn.anchor_generator(example()[0], list(example()[1].values()))
-    labels, _ = rpn.assign_targets_to_anchors(anchors, [{"boxes": anchors[0][300:301] + 0.25}, TARGETS[1]])
-    assert set(labels[0].tolist()) == {-1.0, 0.0, 1.0}
+    sizes = [{"size": torch.tensor(size)} for size in example()[0].image_sizes]
+    middle = {"boxes": anchors[0][3 * (8 * 32 + 16) : 3 * (8 * 32 + 16) + 1] + 0.25}  # of row 8 and column 16 of 16x32
+    labels, _ = rpn.assign_targets_to_anchors(anchors, [middle | sizes[0], TARGETS[1] | sizes[1]])
+    inside = (anchors[0][:, :2] >= 0).all(dim=1) & (anchors[0][:, 2:] < torch.tensor([128, 64])).all(dim=1)
+    assert set(labels[0][inside].tolist()) == {-1.0, 0.0, 1.0}
+    assert set(labels[0][~inside].tolist()) == {-1.0}
 
 
 @pytest.mark.parametrize(("paper", "scale"), [(False, 1.0), (True, 0.9)])
@@ -108,6 +112,6 @@ def test_paper_trains_against_shrunken_anchors_but_decodes_with_full_ones(paper:
 
 def test_errors() -> None:
     with pytest.raises(ValueError, match=re.escape("got 2 receptive fields for 5 strides")):
-        rfla_region_proposal_network(8, STRIDES, receptive_fields=FIELDS[:2], proposals_per_image=50)
+        rfla_region_proposal_network(8, STRIDES, receptive_fields=FIELDS[:2], proposals=50)
     with pytest.raises(ValueError, match="must be positive"):
-        rfla_region_proposal_network(8, (4,), receptive_fields=(0,), proposals_per_image=50)
+        rfla_region_proposal_network(8, (4,), receptive_fields=(0,), proposals=50)

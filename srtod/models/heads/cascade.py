@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from typing import cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.models.detection.faster_rcnn import TwoMLPHead
 from torchvision.models.detection.image_list import ImageList
@@ -30,7 +29,8 @@ class CascadeHead(nn.Module):
     Every stage samples 512 boxes an image, a quarter of them positive, from the boxes of the stage before and the
     objects themselves. Its refined boxes, background included, are the next stage's proposals, without gradient; the
     objects that were added to the sample are not handed on, as there is nothing to refine. Detections have the last
-    stage's boxes and the average of all stages' scores, each stage scoring the boxes that it was given.
+    stage's boxes. Their scores are the softmax of the average of all stages' logits; each stage judges the boxes that
+    it was given.
 
     The box losses are SmoothL1 with beta 1/9 in the region proposal network (torchvision's) and 1 in the stages; those
     of a stage are summed over positives and divided by the number of samples. Stage weights 1, 0.5 and 0.25 and
@@ -44,7 +44,10 @@ class CascadeHead(nn.Module):
         detections_per_image: the most detections an image.
         score_threshold: detections must score above this.
         nms_threshold: IoU above which the lower-scoring of two detections of a class is dropped.
-        rpn: a region proposal network in place of the default one, for which `anchor_scale` then has no meaning.
+        proposals: how many proposals an image, see `ProposalNetwork`.
+        allowed_border: which anchors are trained, see `ProposalNetwork`.
+        rpn: a region proposal network in place of the default one. It leaves `anchor_scale`, `proposals` and
+            `allowed_border` without effect.
     """
 
     def __init__(
@@ -57,11 +60,20 @@ class CascadeHead(nn.Module):
         detections_per_image: int = 100,
         score_threshold: float = 0.05,
         nms_threshold: float = 0.5,
+        proposals: int | None = None,
+        allowed_border: float | None = None,
         rpn: RegionProposalNetwork | None = None,
     ) -> None:
         super().__init__()
         if rpn is None:
-            rpn = region_proposal_network(channels, strides, anchor_scale, max(1000, detections_per_image))
+            rpn = region_proposal_network(
+                channels,
+                strides,
+                anchor_scale,
+                detections_per_image=detections_per_image,
+                proposals=proposals,
+                allowed_border=allowed_border,
+            )
         self.rpn = rpn
         self.stages = nn.ModuleList(
             RoIHeads(
@@ -69,6 +81,7 @@ class CascadeHead(nn.Module):
                 box_head=TwoMLPHead(channels * 7 * 7, 1024),
                 box_predictor=ClassAgnosticPredictor(1024, num_classes),
                 fg_iou_thresh=iou,
+                beta=1.0,
                 batch_size_per_image=512,
                 positive_fraction=0.25,
                 bbox_reg_weights=tuple(1 / std for std in stds),
@@ -104,7 +117,7 @@ class CascadeHead(nn.Module):
         for number, (stage, weight) in enumerate(zip(stages, STAGE_WEIGHTS, strict=True), start=1):
             proposals, _, labels, offsets = stage.select_training_samples(proposals, targets)
             logits, predicted_offsets = _predict(stage, features, proposals, image_sizes)
-            classifier_loss, box_loss = _stage_losses(logits, predicted_offsets, torch.cat(labels), torch.cat(offsets))
+            classifier_loss, box_loss = stage.losses(logits, predicted_offsets, labels, offsets)
             losses[f"loss_classifier_{number}"] = weight * classifier_loss
             losses[f"loss_box_reg_{number}"] = weight * box_loss
             refined = _refine(stage, predicted_offsets, proposals, image_sizes)
@@ -118,18 +131,16 @@ class CascadeHead(nn.Module):
         image_sizes: list[tuple[int, int]],
     ) -> list[dict[str, Tensor]]:
         stages = cast("list[RoIHeads]", list(self.stages))
-        scores = []
+        of_stages = []
         for stage in stages[:-1]:
             logits, offsets = _predict(stage, features, proposals, image_sizes)
-            scores.append(logits.softmax(dim=1))
+            of_stages.append(logits)
             proposals = _refine(stage, offsets, proposals, image_sizes)
         last = stages[-1]
         logits, offsets = _predict(last, features, proposals, image_sizes)
-        scores.append(logits.softmax(dim=1))
-        average = torch.stack(scores).mean(dim=0)
-        # torchvision expects logits and offsets for each class: the softmax of log(p) is p, every class has one box.
-        per_class = offsets.repeat(1, average.shape[1])
-        outputs = last.postprocess_detections(average.log(), per_class, proposals, image_sizes)
+        average = torch.stack([*of_stages, logits]).mean(dim=0)
+        per_class = offsets.repeat(1, average.shape[1])  # torchvision expects a box for each class
+        outputs = last.postprocess_detections(average, per_class, proposals, image_sizes)
         return [{"boxes": boxes, "labels": labels, "scores": s} for boxes, s, labels in zip(*outputs, strict=True)]
 
 
@@ -190,17 +201,3 @@ def _next_proposals(boxes: Tensor, labels: Tensor, offsets: Tensor) -> Tensor:
     """
     boxes = boxes[~((labels > 0) & (offsets == 0).all(dim=1))]
     return boxes[remove_small_boxes(boxes, min_size=1e-3)]  # as in torchvision's region proposal network
-
-
-def _stage_losses(
-    logits: Tensor,  # [K, num_classes]
-    predicted_offsets: Tensor,  # [K, 4]
-    labels: Tensor,  # [K], int64, 0 for background
-    offsets: Tensor,  # [K, 4], looked at where labels > 0
-) -> tuple[Tensor, Tensor]:
-    """Cross-entropy, and SmoothL1 (beta 1) summed over positives; both divided by the number of samples; 0 for none."""
-    samples = max(1, len(labels))
-    positive = torch.where(labels > 0)[0]
-    classifier_loss = F.cross_entropy(logits, labels, reduction="sum") / samples
-    box_loss = F.smooth_l1_loss(predicted_offsets[positive], offsets[positive], beta=1.0, reduction="sum") / samples
-    return classifier_loss, box_loss

@@ -15,7 +15,6 @@ from .dense import DenseHead
 
 __all__ = ["RetinaNetHead"]
 
-ASPECT_RATIOS = (0.5, 1.0, 2.0)
 OCTAVE_SCALES = tuple(2 ** (step / 3) for step in range(3))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from torch import Tensor
 from torchvision.models.detection import _utils as det_utils
@@ -32,29 +33,31 @@ def rfla_region_proposal_network(
     strides: Sequence[int],
     *,
     receptive_fields: Sequence[float],
-    proposals_per_image: int,
     topk: tuple[int, int] = (3, 1),
     ratio: float = 0.9,
     fraction: float = 0.5,
     paper: bool = False,
+    allowed_border: float | None = None,
+    **options: Any,
 ) -> ProposalNetwork:
     """RFLA's region proposal network: anchors from receptive fields, assigned by `HierarchicalAssigner`.
 
     `paper=True` trains as the released code does. There the assigner's second step shrinks the anchors in place, so
     that the deltas are trained against anchors of `ratio` times the size, while proposals are decoded with the full
     anchors: every predicted side is 1 / `ratio` times too long. Its assignment differs, too; see
-    `HierarchicalAssigner`.
+    `HierarchicalAssigner`. And it trains only anchors that lie inside their image.
 
     Args:
         channels: channels of the pyramid.
         strides: stride of each level, in pixels.
         receptive_fields: theoretical receptive field of each level, in pixels; `srtod.models.boxes.receptive_fields`
             computes them (ResNet-50's P2-P6: 35, 91, 267, 427, 555).
-        proposals_per_image: the most proposals an image in evaluation; 2000 in training.
         topk: anchors per object in the assigner's two steps.
         ratio: scale of the anchors in the assigner's second step.
         fraction: side of a square anchor, in receptive fields.
         paper: whether to train as the released code.
+        allowed_border: see `ProposalNetwork`; with `paper` None stands for 0, as in the released code.
+        options: further options of `ProposalNetwork`.
 
     Raises:
         ValueError: if there is not one positive receptive field per stride, or an option is out of its range.
@@ -72,7 +75,8 @@ def rfla_region_proposal_network(
         PyramidAnchors(strides, [(fraction * field,) for field in receptive_fields]),
         RPNHead(channels, num_anchors=len(ASPECT_RATIOS)),
         HierarchicalAssigner(topk, ratio, paper=paper),
-        proposals_per_image,
+        allowed_border=0 if paper and allowed_border is None else allowed_border,
+        **options,
     )
     if paper:
         rpn.box_coder = _ScaledTargets(ratio)

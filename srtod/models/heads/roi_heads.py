@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torchvision.models.detection import roi_heads
 
@@ -20,12 +22,14 @@ class RoIHeads(roi_heads.RoIHeads):
 
     Args:
         fg_iou_thresh: IoU from which a region belongs to an object; all others are background.
+        beta: where the box loss turns from quadratic to linear (SmoothL1); 0 for L1.
         options: see `torchvision.models.detection.roi_heads.RoIHeads`.
     """
 
-    def __init__(self, *, fg_iou_thresh: float, **options: Any) -> None:
+    def __init__(self, *, fg_iou_thresh: float, beta: float = 1 / 9, **options: Any) -> None:
         super().__init__(fg_iou_thresh=fg_iou_thresh, bg_iou_thresh=fg_iou_thresh, **options)
         self.assigner = MaxIoUAssigner(fg_iou_thresh, fg_iou_thresh, low_quality=False)
+        self.beta = beta
 
     def forward(
         self,
@@ -34,7 +38,7 @@ class RoIHeads(roi_heads.RoIHeads):
         image_shapes: list[tuple[int, int]],
         targets: list[dict[str, Tensor]] | None = None,
     ) -> tuple[list[dict[str, Tensor]], dict[str, Tensor]]:
-        """Detections in evaluation; in training the losses, 0 where all regions are ignored (torchvision's: 0 / 0)."""
+        """Detections in evaluation; in training `loss_classifier` and `loss_box_reg`."""
         outputs: tuple[list[dict[str, Tensor]], dict[str, Tensor]]
         if not self.training:
             outputs = super().forward(features, proposals, image_shapes)
@@ -43,10 +47,28 @@ class RoIHeads(roi_heads.RoIHeads):
         logits, predicted_offsets = self.box_predictor(
             self.box_head(self.box_roi_pool(features, proposals, image_shapes))
         )
-        losses = (logits.sum(), predicted_offsets.sum())
-        if len(logits) > 0:
-            losses = roi_heads.fastrcnn_loss(logits, predicted_offsets, labels, offsets)
+        losses = self.losses(logits, predicted_offsets, labels, offsets)
         return [], dict(zip(("loss_classifier", "loss_box_reg"), losses, strict=True))
+
+    def losses(
+        self,
+        logits: Tensor,  # [K_1 + ... + K_N, num_classes]
+        predicted_offsets: Tensor,  # [K_1 + ... + K_N, 4], or 4 * num_classes where each class has a box of its own
+        labels: list[Tensor],  # [K_n] each, int64, 0 for background
+        offsets: list[Tensor],  # [K_n, 4] each, looked at where the label is not 0
+    ) -> tuple[Tensor, Tensor]:
+        """Cross-entropy, and SmoothL1 summed over positives; both divided by the number of samples; 0 for none.
+
+        torchvision's losses, but for `beta`, and for 0 where there are no samples, which to torchvision is 0 / 0.
+        """
+        classes = torch.cat(labels)
+        samples = max(1, len(classes))
+        positive = torch.where(classes > 0)[0]
+        boxes = predicted_offsets.unflatten(1, (-1, 4))  # [K, 1 or num_classes, 4]
+        own = boxes[positive, classes[positive] if boxes.shape[1] > 1 else 0]
+        classifier_loss = F.cross_entropy(logits, classes, reduction="sum")
+        box_loss = F.smooth_l1_loss(own, torch.cat(offsets)[positive], beta=self.beta, reduction="sum")
+        return classifier_loss / samples, box_loss / samples
 
     def select_training_samples(
         self,

@@ -5,23 +5,26 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
 from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.rpn import RegionProposalNetwork, RPNHead
 
-from ..assigners import MaxIoUAssigner, without_negatives_inside
+from ..assigners import IGNORED, MaxIoUAssigner, without_negatives_inside
 from .anchor_generator import ASPECT_RATIOS, PyramidAnchors
 from .pooling import PyramidRoIAlign
 from .roi_heads import RoIHeads
 
 __all__ = ["ProposalNetwork", "TwoStageHead", "float32_outputs", "region_proposal_network"]
 
+BETAS = {"smooth_l1": 1 / 9, "l1": 0.0}
+"""Where each box loss turns from quadratic to linear (SmoothL1's beta); L1 is linear everywhere."""
+
 
 class TwoStageHead(nn.Module):
     """Region proposals, then classification and regression of each pooled proposal.
-
-    Both box losses are torchvision's, SmoothL1 with beta 1/9.
 
     Args:
         channels: channels of the pyramid.
@@ -31,6 +34,12 @@ class TwoStageHead(nn.Module):
         detections_per_image: the most detections an image.
         score_threshold: detections must score above this.
         nms_threshold: IoU above which the lower-scoring of two detections of a class is dropped.
+        box_loss: of proposals and of regions: "smooth_l1" (beta 1/9, torchvision's) or "l1" (that of SR-TOD's authors).
+        proposals: how many proposals an image, see `ProposalNetwork`.
+        allowed_border: which anchors are trained, see `ProposalNetwork`.
+
+    Raises:
+        ValueError: if the box loss is unknown, or another option out of its range.
     """
 
     def __init__(
@@ -43,14 +52,28 @@ class TwoStageHead(nn.Module):
         detections_per_image: int = 100,
         score_threshold: float = 0.05,
         nms_threshold: float = 0.5,
+        box_loss: str = "smooth_l1",
+        proposals: int | None = None,
+        allowed_border: float | None = None,
     ) -> None:
         super().__init__()
-        self.rpn = region_proposal_network(channels, strides, anchor_scale, max(1000, detections_per_image))
+        if box_loss not in BETAS:
+            raise ValueError(f"unknown box_loss {box_loss!r}; choose one of {', '.join(BETAS)}")
+        self.rpn = region_proposal_network(
+            channels,
+            strides,
+            anchor_scale,
+            detections_per_image=detections_per_image,
+            proposals=proposals,
+            allowed_border=allowed_border,
+            beta=BETAS[box_loss],
+        )
         self.roi_heads = RoIHeads(
             box_roi_pool=PyramidRoIAlign(strides[:-1], output_size=7),
             box_head=TwoMLPHead(channels * 7 * 7, 1024),
             box_predictor=FastRCNNPredictor(1024, num_classes),
             fg_iou_thresh=0.5,
+            beta=BETAS[box_loss],
             batch_size_per_image=512,
             positive_fraction=0.25,
             bbox_reg_weights=None,
@@ -76,14 +99,23 @@ class ProposalNetwork(RegionProposalNetwork):
     """torchvision's region proposal network with the paper's sampling, 256 anchors an image, and any assigner.
 
     torchvision holds the IoU of every object with every anchor at once, which is gigabytes for thousands of objects;
-    assigners go through the objects in chunks. The box loss is SmoothL1 with beta 1/9, which is torchvision's as it is
-    the paper's. All but the features is float32 under autocast.
+    assigners go through the objects in chunks. All but the features is float32 under autocast.
+
+    By default 2000 proposals an image are kept in training. In evaluation it is 1000, or as many as the detections
+    asked for. Before NMS each level gives as many as are kept, but at least 2000 in training and 1000 in evaluation.
 
     Args:
         anchors: generates the anchors.
         head: predicts objectness and box offsets of each anchor.
         assigner: `assigner(boxes, anchors)`, see `srtod.models.assigners`.
-        proposals_per_image: the most proposals an image in evaluation; 2000 in training.
+        detections_per_image: the most detections an image that the head will be asked for.
+        proposals: the most proposals an image, in training and in evaluation; None for the defaults above.
+        allowed_border: how far an anchor may reach beyond its image and still be trained, in pixels. The assigner does
+            not see the others. None trains all anchors.
+        beta: where the box loss turns from quadratic to linear (SmoothL1); 0 for L1.
+
+    Raises:
+        ValueError: if `proposals` is not positive, or `allowed_border` is negative.
     """
 
     def __init__(
@@ -91,9 +123,17 @@ class ProposalNetwork(RegionProposalNetwork):
         anchors: PyramidAnchors,
         head: nn.Module,
         assigner: Callable[[Tensor, Tensor], Tensor],
-        proposals_per_image: int,
+        *,
+        detections_per_image: int = 100,
+        proposals: int | None = None,
+        allowed_border: float | None = None,
+        beta: float = 1 / 9,
     ) -> None:
-        proposals = {"training": 2000, "testing": proposals_per_image}
+        if proposals is not None and proposals < 1:
+            raise ValueError(f"proposals must be at least 1, got {proposals}")
+        if allowed_border is not None and not allowed_border >= 0:
+            raise ValueError(f"allowed_border must not be negative, got {allowed_border}; None trains all anchors")
+        kept = {"training": proposals or 2000, "testing": proposals or max(1000, detections_per_image)}
         super().__init__(
             anchors,
             head,
@@ -101,12 +141,24 @@ class ProposalNetwork(RegionProposalNetwork):
             bg_iou_thresh=0.3,
             batch_size_per_image=256,
             positive_fraction=0.5,
-            pre_nms_top_n=proposals,
-            post_nms_top_n=proposals,
+            pre_nms_top_n={"training": max(2000, kept["training"]), "testing": max(1000, kept["testing"])},
+            post_nms_top_n=kept,
             nms_thresh=0.7,
         )
         head.register_forward_hook(float32_outputs)
         self.assigner = assigner
+        self.allowed_border = allowed_border
+        self.beta = beta
+
+    def forward(
+        self, images: ImageList, features: dict[str, Tensor], targets: list[dict[str, Tensor]] | None = None
+    ) -> tuple[list[Tensor], dict[str, Tensor]]:
+        """torchvision's; the targets carry the sizes of their images to the assignment."""
+        if targets is not None:
+            sizes = [torch.tensor(size) for size in images.image_sizes]
+            targets = [target | {"size": size} for target, size in zip(targets, sizes, strict=True)]
+        outputs: tuple[list[Tensor], dict[str, Tensor]] = super().forward(images, features, targets)
+        return outputs
 
     def assign_targets_to_anchors(
         self, anchors: list[Tensor], targets: list[dict[str, Tensor]]
@@ -115,7 +167,8 @@ class ProposalNetwork(RegionProposalNetwork):
 
         Args:
             anchors: anchors of each image, `[A, 4]`.
-            targets: `boxes` `[M, 4]` of each image, M may be 0, and perhaps `ignore` `[K, 4]`.
+            targets: `boxes` `[M, 4]` of each image, M may be 0, and perhaps `ignore` `[K, 4]`. Where a border is given,
+                also `size` `[2]`, height and width of the image.
 
         Returns:
             For each image the anchors' labels `[A]`, 1 for an object, 0 for background and -1 for ignored anchors, and
@@ -123,25 +176,54 @@ class ProposalNetwork(RegionProposalNetwork):
         """
         labels, boxes = [], []
         for image_anchors, target in zip(anchors, targets, strict=True):
-            owners = self.assigner(target["boxes"], image_anchors)
+            owners = self._owners(image_anchors, target)
             owners = without_negatives_inside(owners, image_anchors, target.get("ignore"))
             labels.append((owners + 1).clamp(min=-1, max=1).to(image_anchors.dtype))
             none = len(target["boxes"]) == 0
             boxes.append(image_anchors if none else target["boxes"].to(image_anchors.dtype)[owners.clamp(min=0)])
         return labels, boxes
 
+    def _owners(self, anchors: Tensor, target: dict[str, Tensor]) -> Tensor:
+        """The object of each anchor `[A, 4]` of an image, `[A]`, see `srtod.models.assigners`.
+
+        Anchors beyond the border are left out as mmdetection's `anchor_inside_flags` does: one that touches the right
+        or lower border lies beyond it, one that touches the left or upper border does not.
+        """
+        if self.allowed_border is None:
+            return self.assigner(target["boxes"], anchors)
+        height, width = target["size"].tolist()
+        x1, y1, x2, y2 = anchors.unbind(dim=1)
+        border = self.allowed_border
+        inside = (x1 >= -border) & (y1 >= -border) & (x2 < width + border) & (y2 < height + border)
+        owners = torch.full_like(inside, IGNORED, dtype=torch.int64)
+        owners[inside] = self.assigner(target["boxes"], anchors[inside])
+        return owners
+
     def compute_loss(
-        self, objectness: Tensor, pred_bbox_deltas: Tensor, labels: list[Tensor], regression_targets: list[Tensor]
+        self,
+        objectness: Tensor,  # [N * A, 1], logits
+        pred_bbox_deltas: Tensor,  # [N * A, 4]
+        labels: list[Tensor],  # [A] each
+        regression_targets: list[Tensor],  # [A, 4] each
     ) -> tuple[Tensor, Tensor]:
-        """torchvision's losses, and 0 where all anchors are ignored, which to torchvision is 0 / 0."""
-        if all(bool((of_image < 0).all()) for of_image in labels):
-            return objectness[:0].sum(), pred_bbox_deltas[:0].sum()
-        losses: tuple[Tensor, Tensor] = super().compute_loss(objectness, pred_bbox_deltas, labels, regression_targets)
-        return losses
+        """Binary cross-entropy, and SmoothL1 summed over positives; both divided by the number of samples; 0 for none.
+
+        torchvision's losses, but for `beta`, and for 0 where all anchors are ignored, which to torchvision is 0 / 0.
+        """
+        positive, negative = (torch.where(torch.cat(of_images))[0] for of_images in self.fg_bg_sampler(labels))
+        sampled = torch.cat([positive, negative])
+        samples = max(1, len(sampled))
+        objectness_loss = F.binary_cross_entropy_with_logits(
+            objectness.flatten()[sampled], torch.cat(labels)[sampled], reduction="sum"
+        )
+        box_loss = F.smooth_l1_loss(
+            pred_bbox_deltas[positive], torch.cat(regression_targets)[positive], beta=self.beta, reduction="sum"
+        )
+        return objectness_loss / samples, box_loss / samples
 
 
 def region_proposal_network(
-    channels: int, strides: Sequence[int], anchor_scale: float, proposals_per_image: int
+    channels: int, strides: Sequence[int], anchor_scale: float, **options: Any
 ) -> ProposalNetwork:
     """A `ProposalNetwork` with square, wide and high anchors that are assigned by IoU, 0.7 and 0.3.
 
@@ -149,11 +231,11 @@ def region_proposal_network(
         channels: channels of the pyramid.
         strides: stride of each level, in pixels.
         anchor_scale: side of a square anchor, in strides.
-        proposals_per_image: the most proposals an image in evaluation; 2000 in training.
+        options: further options of `ProposalNetwork`.
     """
     anchors = PyramidAnchors(strides, [(anchor_scale * stride,) for stride in strides])
     head = RPNHead(channels, num_anchors=len(ASPECT_RATIOS))
-    return ProposalNetwork(anchors, head, MaxIoUAssigner(0.7, 0.3), proposals_per_image)
+    return ProposalNetwork(anchors, head, MaxIoUAssigner(0.7, 0.3), **options)
 
 
 def float32_outputs(module: nn.Module, args: Any, outputs: Any) -> Any:
