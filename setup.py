@@ -25,12 +25,11 @@ from setuptools import Extension, setup
 TORCH_TARGET = "0x020b000000000000"  # torch 2.11, the oldest that the libraries load under
 CXX_FLAGS = ["-O3", "-g0", "-std=c++17", "-fopenmp-simd", "-fvisibility=hidden", "-Wall"]
 NVCC_FLAGS = ["-O3", "-std=c++17", "-Xcompiler=-fvisibility=hidden,-Wall"]  # no fast-math: see CONTRIBUTING.md
-# Where no GPU is visible. Code for 8.0 runs on 8.6 and 8.9 too, and PTX of the last is added, which the driver translates
-# for newer GPUs: all from 8.0 on are served, and two cores build it in minutes. Each further architecture would take about
-# half as long again.
+# Where no GPU is visible. Code for 8.0 runs on 8.6 and 8.9 too. PTX of the last is added, which the driver translates
+# for newer GPUs, so all from 8.0 on are served. Each further architecture would take about half as long again.
 DEFAULT_ARCHITECTURES = ("8.0", "9.0")
 # What one core takes to compile a file, for the estimate that is printed: of C++, and of CUDA for one architecture.
-CXX_SECONDS, CUDA_SECONDS = 7, 9
+CXX_SECONDS, CUDA_SECONDS = 5, 9
 METADATA_COMMANDS = {"egg_info", "dist_info", "sdist"}
 ROOT = Path(__file__).resolve().parent
 
@@ -116,6 +115,7 @@ def about_minutes(files: list[str], architectures: int) -> str:
 
 def compiled_parts() -> dict:
     """The arguments of `setup` that build the libraries."""
+    require_cxx_compiler()
     # torch looks for ninja on the PATH; an environment that is not activated has it beside its python. Without ninja
     # the files are compiled one after another, and all of them after every change.
     os.environ["PATH"] = os.pathsep.join([os.environ.get("PATH", os.defpath), sysconfig.get_path("scripts")])
@@ -131,7 +131,6 @@ def compiled_parts() -> dict:
         ) from error
     from torch.utils import cpp_extension
 
-    require_cxx_compiler()
     no_cuda = why_no_cuda(home, torch.__version__, torch.version.cuda)
     architectures: list[str] = []
     too_old: list[str] = []

@@ -63,7 +63,10 @@ def build_wheel(directory: str, config_settings: dict | None = None, metadata_di
 
 def build_editable(directory: str, config_settings: dict | None = None, metadata_directory: str | None = None) -> str:
     _reuse_installed_torch()
-    return build_meta.build_editable(directory, config_settings, metadata_directory)
+    # A .pth file. setuptools' default, a finder, comes after the import path, where the folder around a clone named
+    # srtod makes the clone a namespace package.
+    settings = {"editable_mode": "compat", **(config_settings or {})}
+    return build_meta.build_editable(directory, settings, metadata_directory)
 
 
 def _torch_requirement() -> list[str]:
