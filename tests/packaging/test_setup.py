@@ -1,8 +1,11 @@
-"""What setup.py decides without compiling anything."""
+"""What setup.py and the build backend decide before anything is compiled."""
 
 from __future__ import annotations
 
+import importlib
+import os
 import runpy
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -62,3 +65,40 @@ def test_the_estimate_counts_files_and_architectures(
     setup["about_minutes"].__globals__.update(CXX_SECONDS=5, CUDA_SECONDS=9)
     files = ["a.cpp"] * cxx_files + ["a.cu"] * cuda_files
     assert setup["about_minutes"](files, architectures) == said
+
+
+@pytest.fixture
+def backend_without_torch(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The build backend where the user's environment has no torch."""
+    monkeypatch.syspath_prepend(SETUP.parent / "build_backend")
+    monkeypatch.delenv("SRTOD_BUILD", raising=False)
+    backend = importlib.import_module("srtod_build")
+    monkeypatch.setattr(backend, "_path_with_torch", list)
+    return backend
+
+
+@pytest.mark.skipif(shutil.which("c++") is None, reason="needs a C++ compiler")
+def test_where_there_is_no_torch_it_is_fetched_and_said(
+    backend_without_torch: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert backend_without_torch._torch_requirement() == ["torch>=2.11"]
+    assert "torch is not installed: pip fetches it for the build" in capsys.readouterr().err
+    monkeypatch.setenv("SRTOD_BUILD", "0")
+    assert backend_without_torch._torch_requirement() == []
+
+
+def test_without_a_compiler_no_torch_is_fetched(backend_without_torch: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CXX", raising=False)
+    monkeypatch.setenv("PATH", os.devnull)
+    with pytest.raises(SystemExit, match=r"No C\+\+ compiler was found"):
+        backend_without_torch._torch_requirement()
+
+
+@pytest.mark.parametrize("settings", [None, {"editable_mode": "strict"}])
+def test_editable_installs_are_a_pth_file_unless_asked_for_otherwise(
+    backend_without_torch: Any, monkeypatch: pytest.MonkeyPatch, settings: dict[str, str] | None
+) -> None:
+    given = []
+    monkeypatch.setattr(backend_without_torch.build_meta, "build_editable", lambda *arguments: given.append(arguments))
+    backend_without_torch.build_editable("folder", settings)
+    assert given == [("folder", settings or {"editable_mode": "compat"}, None)]
