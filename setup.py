@@ -25,16 +25,16 @@ from setuptools import Extension, setup
 TORCH_TARGET = "0x020b000000000000"  # torch 2.11, the oldest that the libraries load under
 CXX_FLAGS = ["-O3", "-g0", "-std=c++17", "-fopenmp-simd", "-fvisibility=hidden", "-Wall"]
 NVCC_FLAGS = ["-O3", "-std=c++17", "-Xcompiler=-fvisibility=hidden,-Wall"]  # no fast-math: see CONTRIBUTING.md
-# Where no GPU is visible. Code for 8.0 runs on 8.6 and 8.9 too, and `architectures` adds PTX of the last, which the
-# driver translates for newer GPUs: all from 8.0 on are served, and two cores build it in minutes. Each further
-# architecture would take about half as long again.
+# Where no GPU is visible. Code for 8.0 runs on 8.6 and 8.9 too. PTX of the last is added, which the driver translates
+# for newer GPUs, so all from 8.0 on are served. Each further architecture would take about half as long again.
 DEFAULT_ARCHITECTURES = ("8.0", "9.0")
+# What one core takes to compile a file, for the estimate that is printed: of C++, and of CUDA for one architecture.
+CXX_SECONDS, CUDA_SECONDS = 5, 9
 METADATA_COMMANDS = {"egg_info", "dist_info", "sdist"}
 ROOT = Path(__file__).resolve().parent
 
-
-def say(message: str) -> None:
-    print(f"[srtod] {message}", file=sys.stderr, flush=True)
+sys.path.append(str(ROOT / "build_backend"))  # is there already where the backend runs this file
+from srtod_build_common import require_cxx_compiler, say  # noqa: E402
 
 
 def flag(name: str) -> bool | None:
@@ -83,21 +83,39 @@ def why_no_cuda(home: Path | None, torch_version: str, torch_cuda: str | None) -
     return None
 
 
-def architectures(home: Path) -> str:
-    """TORCH_CUDA_ARCH_LIST if set; else those of the visible GPUs; else the default ones that nvcc knows."""
-    requested = os.environ.get("TORCH_CUDA_ARCH_LIST", "")
-    if requested not in ("", "native"):
-        return requested.strip().replace(" ", ";")
-    import torch
+def choose_architectures(
+    requested: str,  # TORCH_CUDA_ARCH_LIST
+    visible: set[tuple[int, int]],  # compute capabilities of the GPUs
+    known: set[str],  # to nvcc, for example "80"
+) -> tuple[list[str], list[str]]:
+    """The architectures to build for, and those left out because the kernels need compute capability 8.0.
 
-    known = set(re.findall(r"sm_(\d+)", nvcc_says(home, "--list-gpu-code")))
-    visible = {torch.cuda.get_device_capability(index) for index in range(torch.cuda.device_count())}
-    wanted = [f"{major}.{minor}" for major, minor in sorted(visible)] or DEFAULT_ARCHITECTURES
-    return ";".join([one for one in wanted if one.replace(".", "") in known] or ["8.0"]) + "+PTX"
+    The requested ones come first, then those of the visible GPUs, then the default ones.
+    """
+    by_request = requested not in ("", "native")
+    if by_request:
+        wanted = requested.replace(";", " ").split()
+    else:
+        wanted = [f"{major}.{minor}" for major, minor in sorted(visible)] or [*DEFAULT_ARCHITECTURES]
+    too_old = [one for one in wanted if re.match(r"[1-7]\.", one)]
+    chosen = [one for one in wanted if one not in too_old]
+    if chosen and not by_request:
+        chosen = [one for one in chosen if one.replace(".", "") in known] or [*DEFAULT_ARCHITECTURES]
+        chosen[-1] += "+PTX"
+    return chosen, too_old
+
+
+def about_minutes(files: list[str], architectures: int) -> str:
+    """Roughly how long the compilers take here."""
+    seconds = sum(architectures * CUDA_SECONDS if file.endswith(".cu") else CXX_SECONDS for file in files)
+    cores = min(len(os.sched_getaffinity(0)), int(os.environ.get("MAX_JOBS") or sys.maxsize))
+    minutes = max(1, round(seconds / cores / 60))
+    return f"about {minutes} {'minute' if minutes == 1 else 'minutes'}"
 
 
 def compiled_parts() -> dict:
     """The arguments of `setup` that build the libraries."""
+    require_cxx_compiler()
     # torch looks for ninja on the PATH; an environment that is not activated has it beside its python. Without ninja
     # the files are compiled one after another, and all of them after every change.
     os.environ["PATH"] = os.pathsep.join([os.environ.get("PATH", os.defpath), sysconfig.get_path("scripts")])
@@ -114,6 +132,14 @@ def compiled_parts() -> dict:
     from torch.utils import cpp_extension
 
     no_cuda = why_no_cuda(home, torch.__version__, torch.version.cuda)
+    architectures: list[str] = []
+    too_old: list[str] = []
+    if home and not no_cuda:
+        visible = {torch.cuda.get_device_capability(index) for index in range(torch.cuda.device_count())}
+        known = set(re.findall(r"sm_(\d+)", nvcc_says(home, "--list-gpu-code")))
+        architectures, too_old = choose_architectures(os.environ.get("TORCH_CUDA_ARCH_LIST", ""), visible, known)
+        if not architectures:
+            no_cuda = f"the CUDA kernels need a GPU of compute capability 8.0 or newer, not {' or '.join(too_old)}"
     if no_cuda and flag("SRTOD_CUDA"):
         raise SystemExit(f"[srtod] SRTOD_CUDA=1, but {no_cuda}")
     ways_out = "SRTOD_BUILD=0 in front of the command installs pure Python, which is slower."
@@ -152,8 +178,8 @@ def compiled_parts() -> dict:
         "decision": "CPU only",
         "reason": no_cuda or "",
     }
-    if home and not no_cuda:
-        os.environ["TORCH_CUDA_ARCH_LIST"] = architectures(home)
+    if not no_cuda:
+        os.environ["TORCH_CUDA_ARCH_LIST"] = ";".join(architectures)
         libraries.append(
             cpp_extension.CUDAExtension(
                 "srtod._cuda",
@@ -168,10 +194,15 @@ def compiled_parts() -> dict:
             "cuda": str(torch.version.cuda),
             "architectures": os.environ["TORCH_CUDA_ARCH_LIST"],
             "decision": "CPU and CUDA",
-            "reason": f"nvcc in {home} matches torch {torch.__version__}",
+            "reason": f"nvcc in {home} matches torch {torch.__version__}"
+            + (f"; {' and '.join(too_old)} left out, the kernels need 8.0 or newer" if too_old else ""),
         }
     of = f" ({built['architectures']})" if built["architectures"] else ""
-    say(f"building for {built['decision']}{of}, against torch {built['torch']}: {built['reason']}")
+    files = [source for library in libraries for source in library.sources]
+    say(
+        f"building for {built['decision']}{of}, against torch {built['torch']}: {built['reason']}\n"
+        f"[srtod] compiling {len(files)} files takes {about_minutes(files, len(architectures))}"
+    )
     info = Extension(
         "srtod._build_info",
         ["csrc/build_info.cpp"],
@@ -183,10 +214,11 @@ def compiled_parts() -> dict:
     return {"ext_modules": [*libraries, info], "cmdclass": {"build_ext": BuildExtension}}
 
 
-if METADATA_COMMANDS & set(sys.argv):
-    setup()
-elif flag("SRTOD_BUILD") is False:
-    say("SRTOD_BUILD=0: installing pure Python; the ops run as plain PyTorch, which works but is slower")
-    setup()
-else:
-    setup(**compiled_parts())
+if __name__ == "__main__":
+    if METADATA_COMMANDS & set(sys.argv):
+        setup()
+    elif flag("SRTOD_BUILD") is False:
+        say("SRTOD_BUILD=0: installing pure Python; the ops run as plain PyTorch, which works but is slower")
+        setup()
+    else:
+        setup(**compiled_parts())

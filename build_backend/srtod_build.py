@@ -21,6 +21,7 @@ from setuptools.build_meta import (
     prepare_metadata_for_build_editable,
     prepare_metadata_for_build_wheel,
 )
+from srtod_build_common import require_cxx_compiler, say
 
 __all__ = [
     "build_editable",
@@ -62,12 +63,20 @@ def build_wheel(directory: str, config_settings: dict | None = None, metadata_di
 
 def build_editable(directory: str, config_settings: dict | None = None, metadata_directory: str | None = None) -> str:
     _reuse_installed_torch()
-    return build_meta.build_editable(directory, config_settings, metadata_directory)
+    # A .pth file. setuptools' default, a finder, comes after the import path, where the folder around a clone named
+    # srtod makes the clone a namespace package.
+    settings = {"editable_mode": "compat", **(config_settings or {})}
+    return build_meta.build_editable(directory, settings, metadata_directory)
 
 
 def _torch_requirement() -> list[str]:
     if os.environ.get("SRTOD_BUILD") == "0" or _path_with_torch():
         return []
+    require_cxx_compiler()  # before gigabytes are fetched
+    say(
+        "torch is not installed: pip fetches it for the build, which takes minutes, and unpacks it once more at the "
+        "end; `pip install torch` before this command saves that"
+    )
     return ["torch>=" + ".".join(map(str, OLDEST_TORCH))]
 
 
