@@ -109,7 +109,12 @@ def main() -> None:
         torch.set_num_threads(options.threads)
     detector = load_detector(options.checkpoint, options.device, score_threshold=options.score).detector
     plug = detector.self_reconstruction
-    if plug is None or plug.threshold is None or plug.enhancer.resize != "nearest" or plug.difference != "pixel":
+    if (
+        plug is None
+        or plug.threshold is None
+        or plug.enhancer.resize != "nearest"
+        or plug.options.difference != "pixel"
+    ):
         parser.error(f"{options.checkpoint} must have a threshold, resize nearest and difference pixel, to be pruned")
     found = find_images(options.images, options.coco)
     paths = [found.folder / entry["file_name"] for entry in found.entries[:: options.every]]
@@ -152,7 +157,7 @@ def run(detector: Detector, image: Tensor, way: Way) -> Result:
     finally:
         for hook in hooks:
             hook.remove()
-    scale = plug.reconstruction_head.scale
+    scale = plug.scale
     height, width = (-(-side // scale) for side in seen["size"])
     difference = seen["difference"].float()
     passes = plug.filter(difference, tuple(seen["cells"])) > 1

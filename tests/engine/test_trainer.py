@@ -16,6 +16,7 @@ from torch import Tensor
 from srtod.data import SwarmDataset
 from srtod.engine import DataConfig, DetectionModule, Evaluation, ModelConfig, TrainConfig, train
 from srtod.engine.failures import check_machine
+from srtod.models import SelfReconstructionOptions
 from srtod.models.checkpoint import read_checkpoint
 
 pytestmark = pytest.mark.usefixtures("blank_plots")
@@ -122,11 +123,12 @@ def test_a_compiled_run_equals_an_eager_one(tmp_path: Path) -> None:
 def test_recomputing_the_reconstruction_trains_alike(tmp_path: Path) -> None:
     runs = {}
     for recompute in (False, True):
-        model = replace(CONFIG.model, recompute=recompute)
+        options = SelfReconstructionOptions(recompute=recompute)
+        model = replace(CONFIG.model, self_reconstruction_options=options)
         config = replace(CONFIG, model=model, limit_batches=1, output=str(tmp_path / str(recompute)))
         plug = DetectionModule(config, ["drone"], [1]).detector.self_reconstruction
         assert plug is not None
-        assert plug.recompute == recompute
+        assert plug.options.recompute == recompute
         runs[recompute] = read_checkpoint(train(config).folder / "checkpoints" / "last.ckpt")
     for name, value in runs[True]["state_dict"].items():
         # Gradients are summed in another order; later steps would make more of it.
