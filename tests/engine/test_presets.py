@@ -94,6 +94,7 @@ EXCEPTIONS: dict[str, dict[str, Any]] = {
 }
 MATCHED = {
     "surrogate": "sigmoid",
+    "identity_start": True,
     "padding_in_loss": False,
     "rfla_paper": False,
     "sac": True,

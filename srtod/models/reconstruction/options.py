@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields
 from typing import Literal
 
 from srtod._support.fields import option
 from srtod.ops import FiltrationOptions
 
 __all__ = ["SelfReconstructionOptions"]
+
+BY_HAND = next(field for field in fields(FiltrationOptions) if field.name == "threshold")
+"""The threshold's field there: a training finds the value itself, where `DGFE` alone has to be given one."""
 
 
 @dataclass(frozen=True)
@@ -19,8 +22,9 @@ class SelfReconstructionOptions(FiltrationOptions):
         ValueError: if a value is not one of its words or out of its range, or two do not go together.
     """
 
+    threshold: float | Literal["auto"] | None = field(default="auto", metadata=BY_HAND.metadata)
     reconstruction: Literal["paper", "subpixel", "resampled"] = option(
-        "paper",
+        "subpixel",
         "what rebuilds the image: the paper's head; two convolutions at P2's resolution and a pixel shuffle, at a "
         "twentieth of the cost; or no head, the image itself averaged down and interpolated up",
     )

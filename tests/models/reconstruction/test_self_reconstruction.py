@@ -35,8 +35,9 @@ every_variant = pytest.mark.parametrize("variant", VARIANTS)
 
 
 def make(**options: object) -> SelfReconstruction:
+    """The paper's head and a threshold, unless the options say otherwise."""
     torch.manual_seed(0)
-    return SelfReconstruction(16, **options)  # type: ignore[arg-type]
+    return SelfReconstruction(16, **{"reconstruction": "paper", "threshold": 4 / 255} | options)
 
 
 def example(height: int = 24, width: int = 32, batch: int = 2) -> tuple[torch.Tensor, torch.Tensor]:
@@ -227,7 +228,7 @@ def test_every_variant_compiles_without_graph_break(
 
 @every_variant
 def test_every_variants_state_dict(variant: str) -> None:
-    module, other = make(**VARIANTS[variant]), SelfReconstruction(16, **VARIANTS[variant])  # type: ignore[arg-type]
+    module, other = make(**VARIANTS[variant]), make(**VARIANTS[variant])
     other.load_state_dict(module.state_dict())
     with torch.no_grad():
         torch.testing.assert_close(other(*example())[0], module(*example())[0], rtol=0, atol=0)
@@ -394,7 +395,7 @@ def test_the_filter_of_sampled_pixels_is_that_of_the_whole_map(
     scale: int, dtype: torch.dtype, layout: torch.memory_format, device: torch.device
 ) -> None:
     torch.manual_seed(0)
-    module = SelfReconstruction(16, scale=scale, threshold=0.3).to(device, memory_format=layout)
+    module = SelfReconstruction(16, reconstruction="paper", scale=scale, threshold=0.3).to(device, memory_format=layout)
     features = torch.randn(2, 16, 20, 24).contiguous(memory_format=layout).to(device)
     flips = 0
     for height, width in ((20 * scale, 24 * scale), (20 * scale - 1, 24 * scale - 1)):
@@ -418,7 +419,7 @@ def test_recomputing_changes_nothing(padding_in_loss: bool, dtype: torch.dtype) 
     results = []
     for recompute in (True, False):
         torch.manual_seed(0)
-        module = SelfReconstruction(16, threshold=0.3, padding_in_loss=padding_in_loss, recompute=recompute)
+        module = make(threshold=0.3, padding_in_loss=padding_in_loss, recompute=recompute)
         x = features.clone().requires_grad_()
         with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
             if dtype == torch.float64:
