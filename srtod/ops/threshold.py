@@ -118,6 +118,12 @@ class Threshold(nn.Module):
             self.register_buffer("settled", torch.zeros((), dtype=torch.bool))
 
     @property
+    def used_threshold(self) -> Tensor:
+        """The threshold `[]` for a forward pass; a copy where the next pass sets it before the backward pass of this."""
+        assert self.threshold is not None
+        return self.threshold.clone() if self.is_auto else self.threshold
+
+    @property
     def step_options(self) -> dict[str, Any]:
         """The keywords of `srtod.ops.filtration` and `srtod.ops.dgfe`."""
         return {
@@ -134,7 +140,7 @@ class Threshold(nn.Module):
         which keeps the features where the map is zero, stays.
         """
         if self.threshold is not None:
-            return filtration(difference, self.threshold, size, **self.step_options)
+            return filtration(difference, self.used_threshold, size, **self.step_options)
         return self.resized(difference, size) + 1
 
     def resized(self, difference: Tensor, size: tuple[int, int]) -> Tensor:

@@ -57,8 +57,10 @@ def test_out_of_memory_says_what_to_lower(tmp_path: Path, monkeypatch: pytest.Mo
     ("model", "is_told"),
     [
         ({}, False),
-        ({"recompute": False}, True),
-        ({"recompute": False, "self_reconstruction": False}, False),
+        ({"reconstruction": "paper", "recompute": False}, True),
+        ({"reconstruction": "paper"}, False),
+        ({"recompute": False}, False),  # no other head has anything to recompute
+        ({"reconstruction": "paper", "recompute": False, "self_reconstruction": False}, False),
     ],
     ids=str,
 )
