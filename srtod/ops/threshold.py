@@ -119,7 +119,7 @@ class Threshold(nn.Module):
 
     @property
     def used_threshold(self) -> Tensor:
-        """The threshold `[]` for a forward pass; a copy where the next pass sets it before the backward pass of this."""
+        """The threshold `[]` for one forward pass: a copy where another may set it before the backward pass of this."""
         assert self.threshold is not None
         return self.threshold.clone() if self.is_auto else self.threshold
 

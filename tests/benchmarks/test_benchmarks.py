@@ -168,7 +168,7 @@ def test_models_are_timed_and_compared_with_the_plain_one(tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("direction", ["inference", "training"])
-@pytest.mark.parametrize("op", [bench_detectors.HEAD, "faster_rcnn"])
+@pytest.mark.parametrize("op", [bench_detectors.HEAD, pytest.param("faster_rcnn", marks=pytest.mark.slow)])
 def test_the_authors_form_agrees_with_ours(op: str, direction: str, dtype: str) -> None:
     case = Case(op, "64x96", 2, "contiguous", dtype, direction)
     work = bench_detectors.make_work(case, "paper")
@@ -242,6 +242,7 @@ def test_no_variant_of_a_detector_has_more_boxes_to_work_on(with_it: bool) -> No
     assert len(detections["boxes"]) == 0
 
 
+@pytest.mark.slow
 def test_peak_memory_is_that_of_a_process_of_its_own() -> None:
     small, large = (
         bench_detectors.peak_mb(Case(bench_detectors.HEAD, size, 1, "contiguous", "float32", "training"), "authors")
@@ -267,6 +268,7 @@ def test_linear_cost_takes_the_fastest_round_of_each_size(monkeypatch: pytest.Mo
     assert linear_cost._row(workload, curve, ["10x10", "10x20", "20x20"]) == "| ops | op | 3.00 | 2.00 | - |"
 
 
+@pytest.mark.slow
 def test_linear_cost_prints_and_draws(tmp_path: Path) -> None:
     picture = tmp_path / "cost.png"
     options = ["--sizes", "48x32", "64x64", "--channels", "32", "--parts", "ops", "self_reconstruction"]
@@ -284,6 +286,7 @@ def test_linear_cost_prints_and_draws(tmp_path: Path) -> None:
     assert picture.read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.slow
 def test_model_table() -> None:
     options = ["--size", "64", "--channels", "64", "--backbone", "resnet18", "--repeats", "1"]
     command = [sys.executable, str(SCRIPTS / "model_table.py"), *options, "--detectors", "faster_rcnn"]
