@@ -115,7 +115,7 @@ def test_gradients_are_clipped_to_their_norm(clip: float | None) -> None:
     "options",
     [
         *({"detector": name} for name in DETECTORS),
-        {"detector": "detectors", "sac": False},
+        pytest.param({"detector": "detectors", "sac": False}, marks=pytest.mark.slow),
         {"detector": "rfla", "rfla_paper": True},
         {"enhancement": "none"},
         {"enhancement": "multiplication"},

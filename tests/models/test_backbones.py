@@ -118,7 +118,7 @@ def test_misfit_weights(tmp_path: Path, mobilenet_file: Path) -> None:
         build_backbone("mobilenet_v2", weights=tmp_path / "narrow.pth")
 
 
-@pytest.fixture(scope="module", params=["resnet18", "resnet50"])
+@pytest.fixture(scope="module", params=["resnet18", pytest.param("resnet50", marks=pytest.mark.slow)])
 def resnet_file(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
     torch.manual_seed(3)
     path = tmp_path_factory.mktemp("weights") / f"{request.param}.pth"

@@ -137,7 +137,11 @@ def step(
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=[pytest.mark.slow] * (name in ("detectors", "rfla"))) for name in DETECTORS]
+    "name",
+    [
+        pytest.param(name, marks=[pytest.mark.slow] * (name in ("cascade_rcnn", "detectors", "rfla")))
+        for name in DETECTORS
+    ],
 )
 def test_two_images_are_learned_by_heart(name: str, device: torch.device) -> None:
     """The loss falls to a tenth and AP50 passes 0.9; a detector that is wrong in any part stays below one of them."""

@@ -164,6 +164,7 @@ def one_block_a_stage(backbone: Backbone) -> Backbone:
     return backbone
 
 
+@pytest.mark.slow
 def test_recursion_compiles_in_one_graph() -> None:
     torch.manual_seed(0)
     first = one_block_a_stage(build_backbone("resnet18", output_image=True))
