@@ -158,5 +158,6 @@ def test_a_layout_is_a_reader_and_an_entry(
     assert convert(monkeypatch, "dots", tmp_path, tmp_path / "out.json") == 0
     assert json.loads((tmp_path / "out.json").read_text()) == folder.splits["train"].read()[0]
     capsys.readouterr()
-    assert convert(monkeypatch, "voc", tmp_path, tmp_path / "no.json") == 2
-    assert "(choose from visdrone, yolo, dots)" in capsys.readouterr().err.replace("'", "")
+    assert convert(monkeypatch, "crosses", tmp_path, tmp_path / "no.json") == 2
+    names = ", ".join(layout.name.lower() for layout in registry.LAYOUTS if layout.read is not None)
+    assert f"(choose from {names})" in capsys.readouterr().err.replace("'", "")
