@@ -63,6 +63,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "num_classes": 3,
         "backbone": "mobilenet_v2",
         "channels": 16,
+        "reconstruction": "subpixel",
         "min_size": None,
         "score_threshold": 0.0,
         "detections_per_image": 20,
