@@ -1,4 +1,4 @@
-"""Self-reconstruction alone and whole detectors: plain, as the authors' release does it, and ours; time and memory.
+"""Self-reconstruction alone and whole detectors: plain, as the authors' release does it, and each head of ours.
 
 pytest benchmarks/bench_detectors.py                                # a small size
 pytest benchmarks/bench_detectors.py --large --rounds 5             # those of docs/performance.md too; an hour on a CPU
@@ -32,11 +32,12 @@ from torchvision.models.resnet import Bottleneck
 
 from srtod import ops
 from srtod.models import Detector, SelfReconstruction, SelfReconstructionOutput, build_detector
-from srtod.models.reconstruction import Up
+from srtod.models.reconstruction.paper_head import Up
 from srtod.ops import DGFE
 
 CHANNELS, CLASSES, OBJECTS = 256, 8, 40
 HEAD = "self_reconstruction"  # of the difference map and DGFE as well; without a detector around it
+OURS = ("paper", "paper_kept", "subpixel")
 THRESHOLD = 0.25  # about half of the differences between noise and an untrained reconstruction exceed it
 
 SMALL = [
@@ -79,7 +80,11 @@ class AuthorsSelfReconstruction(nn.Module):
         self.dgfe = cast("DGFE", ours.enhancer)
 
     def forward(
-        self, features: Tensor, image: Tensor, image_sizes: Sequence[tuple[int, int]] | None = None
+        self,
+        features: Tensor,
+        image: Tensor,
+        image_sizes: Sequence[tuple[int, int]] | None = None,
+        boxes: Sequence[Tensor] | None = None,
     ) -> tuple[Tensor, SelfReconstructionOutput]:
         """See `SelfReconstruction`; padding, of which `image_sizes` tells, counts in the loss."""
         x = features.clone()
@@ -99,6 +104,15 @@ class AuthorsSelfReconstruction(nn.Module):
     def enhance(self, features: Tensor, image: Tensor, image_sizes: Sequence[tuple[int, int]] | None = None) -> Tensor:
         """See `SelfReconstruction`."""
         return self(features, image, image_sizes)[0]
+
+
+def reconstruction_options(variant: str) -> dict[str, Any]:
+    """The options of self-reconstruction; those of the authors' form are the paper's."""
+    return {
+        "threshold": THRESHOLD,
+        "reconstruction": "subpixel" if variant == "subpixel" else "paper",
+        "recompute": variant != "paper_kept",
+    }
 
 
 class Work(NamedTuple):
@@ -152,8 +166,7 @@ def detector_work(case: Case, variant: str) -> Work:
     detector = random_detector(
         case.op,
         self_reconstruction=variant != "plain",
-        **({} if variant == "plain" else {"threshold": THRESHOLD}),
-        **({"recompute": False} if variant == "ours_kept" else {}),
+        **({} if variant == "plain" else reconstruction_options(variant)),
     )
     if variant == "authors":
         detector.self_reconstruction = cast(
@@ -195,8 +208,7 @@ def detector_work(case: Case, variant: str) -> Work:
 def head_work(case: Case, variant: str) -> Work:
     """The same for self-reconstruction alone, on normally distributed features."""
     torch.manual_seed(0)
-    options: dict[str, Any] = {"recompute": False} if variant == "ours_kept" else {}
-    ours = SelfReconstruction(CHANNELS, threshold=THRESHOLD, inplace=True, **options)
+    ours = SelfReconstruction(CHANNELS, inplace=True, **reconstruction_options(variant))
     module = AuthorsSelfReconstruction(ours) if variant == "authors" else ours
     module = module.to(case.device).to(memory_format=case.memory_format).train(case.needs_grad)
     image = torch.stack(random_images(case.batch, case.size)[0]).to(case.device)
@@ -299,7 +311,7 @@ def _resident_mb(case: Case, variant: str, threads: int) -> float | None:
 
 def variants(case: Case) -> tuple[str, ...]:
     """Without gradients there is nothing to keep, and without a detector there is no plain one."""
-    needless = {"plain": case.op == HEAD, "ours_kept": not case.needs_grad}
+    needless = {"plain": case.op == HEAD, "paper_kept": not case.needs_grad}
     return tuple(variant for variant in MODEL_VARIANTS if not needless.get(variant))
 
 
@@ -309,10 +321,10 @@ def marks(case: Case) -> Collection[pytest.MarkDecorator]:
 
 @parametrize(CASES, variants, marks)
 def test_detectors(case: Case, variant: str, measure_model: Callable[..., None]) -> None:
-    if variant.startswith("ours") and not ops.is_fused(case.device):
+    if variant in OURS and not ops.is_fused(case.device):
         pytest.skip(f"the compiled ops are not available on {case.device}")
     peak = peak_mb(case, variant)
     work = make_work(case, variant)
-    if variant.startswith("ours"):
+    if variant.startswith("paper"):
         check_agreement(case, work)
     measure_model(case, variant, work.once, work.setup, peak)

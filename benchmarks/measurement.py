@@ -30,8 +30,9 @@ VARIANTS = ("copy", "fused", "eager", "compile", "authors")
 LAUNCHES = {"fused_one_launch": "1", "fused_two_launches": "0"}
 """Variants of the fused op on CUDA: the value of SRTOD_COOPERATIVE, which otherwise is unset: the op goes by size."""
 
-MODEL_VARIANTS = ("plain", "authors", "ours", "ours_kept")
-"""Of models: without self-reconstruction, as in the paper's release, ours, and ours with nothing recomputed."""
+MODEL_VARIANTS = ("plain", "authors", "paper", "paper_kept", "subpixel")
+"""Of models: without self-reconstruction, as in the paper's release, the paper's head, the same with nothing
+recomputed, and the subpixel head."""
 
 Tensors = tuple[Tensor, ...]
 

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 CASE = ("size", "batch", "layout", "dtype", "direction")
-RATIOS = ("eager", "compile", "authors", "composed", "fused_one_launch", "fused_two_launches")
-MODELS = ("authors", "ours", "ours_kept")
+RATIOS = ("eager", "compile", "authors", "fused_one_launch", "fused_two_launches")
+MODELS = ("authors", "paper", "paper_kept", "subpixel")
 
 Entry = dict[str, Any]
 Cases = dict[tuple[Any, ...], dict[str, Entry]]  # of cases, of variants
@@ -33,7 +33,7 @@ def tables(entries: list[Entry]) -> list[str]:
             cases: Cases = {}
             for entry in (e for e in of_run if e["op"] == op):
                 cases.setdefault(tuple(entry[name] for name in CASE), {})[entry["variant"]] = entry
-            is_model = any("fused" not in of_case and "ours" in of_case for of_case in cases.values())
+            is_model = any("fused" not in of_case and "paper" in of_case for of_case in cases.values())
             rows = _rows_of_models(cases) if is_model else _rows_of_ops(cases)
             rows.insert(1, ["---"] * len(rows[0]))
             lines += [f"### {op}", "", *("| " + " | ".join(row) + " |" for row in rows), ""]

@@ -230,6 +230,9 @@ class TrainConfig:
     weight_decay: float = option(
         1e-4, "weight decay of SGD; not on the threshold, biases and norms", within="natural", near=("wd",)
     )
+    reconstruction_lr: float = option(
+        1.0, "learning rate of the reconstruction head, as a share of lr", within="positive"
+    )
     threshold_lr: float = option(
         0.01,
         "learning rate of the threshold, as a share of lr; small, for steps of 1/255 matter to it",

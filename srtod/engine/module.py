@@ -23,6 +23,9 @@ from .distributed import gather, mean
 
 __all__ = ["DetectionModule", "learning_rate_factor", "parameter_groups"]
 
+HEAD = "reconstruction_head."
+"""What the names of the reconstruction head's parameters have in them."""
+
 WARMUP_FACTOR = 0.001
 DEFAULT_WARMUP = 500
 STEP_FACTOR = 0.1
@@ -128,7 +131,7 @@ class DetectionModule(L.LightningModule):
         config = self.config
         images = config.data.batch_size * config.accumulate * self.trainer.world_size
         lr = config.lr if config.lr_batch is None else config.lr * images / config.lr_batch
-        groups = parameter_groups(self.detector, lr, config.weight_decay, config.threshold_lr)
+        groups = parameter_groups(self.detector, lr, config.weight_decay, config.threshold_lr, config.reconstruction_lr)
         optimizer = torch.optim.SGD(groups, momentum=config.momentum)
         data = self.trainer.datamodule  # type: ignore[attr-defined]  # which a trainer has once it fits
         steps = steps_per_epoch(config, len(data.train_set))
@@ -176,26 +179,41 @@ class _Batch(NamedTuple):
         return f"({', '.join(f'{name} {value:g}' for name, value in values)}; images {', '.join(self.images)})"
 
 
-def parameter_groups(model: nn.Module, lr: float, weight_decay: float, threshold_lr: float) -> list[dict[str, Any]]:
-    """The trained parameters in three groups for the optimiser: weights, biases and norms, and thresholds.
+def parameter_groups(
+    model: nn.Module, lr: float, weight_decay: float, threshold_lr: float, reconstruction_lr: float = 1.0
+) -> list[dict[str, Any]]:
+    """The trained parameters in groups for the optimiser: weights, biases and norms, and thresholds.
 
     Weights alone decay: decay would pull the threshold to 0 whatever the data say, and biases and the scales of norms
     have no need of it (the authors' code decays all). The threshold has a learning rate of its own, because it is about
-    0.02 and with that of the weights one step would carry it from end to end of its range.
+    0.02 and with that of the weights one step would carry it from end to end of its range. Where the reconstruction
+    head has one too, its weights and its biases follow as two more groups.
 
     Args:
         model: the detector.
         lr: learning rate.
         weight_decay: of the weights, tensors of two or more dimensions.
         threshold_lr: learning rate of thresholds, as a share of `lr`.
+        reconstruction_lr: learning rate of the reconstruction head, as a share of `lr`.
     """
     trained = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
     thresholds = [parameter for name, parameter in trained if name.endswith("threshold")]
-    others = [parameter for name, parameter in trained if not name.endswith("threshold")]
-    return [
-        {"params": [parameter for parameter in others if parameter.ndim > 1], "lr": lr, "weight_decay": weight_decay},
-        {"params": [parameter for parameter in others if parameter.ndim <= 1], "lr": lr, "weight_decay": 0.0},
+    head = [parameter for name, parameter in trained if reconstruction_lr != 1 and HEAD in name]
+    apart = {id(parameter) for parameter in (*thresholds, *head)}
+    others = [parameter for _, parameter in trained if id(parameter) not in apart]
+    groups = [
+        *_by_decay(others, lr, weight_decay),
         {"params": thresholds, "lr": threshold_lr * lr, "weight_decay": 0.0},
+    ]
+    return groups + (_by_decay(head, reconstruction_lr * lr, weight_decay) if head else [])
+
+
+def _by_decay(parameters: list[nn.Parameter], lr: float, weight_decay: float) -> list[dict[str, Any]]:
+    """Weights, which decay, and the rest, which does not."""
+    weights, rest = ([p for p in parameters if (p.ndim > 1) == decays] for decays in (True, False))
+    return [
+        {"params": weights, "lr": lr, "weight_decay": weight_decay},
+        {"params": rest, "lr": lr, "weight_decay": 0.0},
     ]
 
 

@@ -4,8 +4,9 @@ from .assigners import ATSSAssigner, FCOSAssigner, HierarchicalAssigner, MaxIoUA
 from .backbones import BACKBONES, Backbone, build_backbone
 from .boxes import BoxCoder
 from .build import build_detector
-from .detector import Detector, ImageReconstruction
+from .detector import Detector
 from .heads import ATSSHead, CascadeHead, FCOSHead, RetinaNetHead, TwoStageHead
+from .inspection import ImageReconstruction
 from .layers import ASPP, ConvAWS2d, SAConv2d
 from .necks import FPN, RecursiveFeaturePyramid, RetinaFPN
 from .recipes import ANCHORS, DETECTORS

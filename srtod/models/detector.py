@@ -3,40 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from .checks import check_images, check_targets
+from .inspection import ImageReconstruction, reconstruct_images
 from .reconstruction import SelfReconstruction
 from .transform import DetectionTransform
 
-__all__ = ["Detector", "ImageReconstruction"]
-
-
-class ImageReconstruction(NamedTuple):
-    """The self-reconstruction of one image, without padding, at the size the detector works at.
-
-    Attributes:
-        image: the image in [0, 1], `[3, h, w]`.
-        reconstruction: the reconstruction in [0, 1], `[3, h, w]`.
-        difference: the difference map in [0, 1], `[1, h, w]`.
-        filter: the filter on the pyramid level, values 1 to 2, `[1, ceil(h / stride), ceil(w / stride)]`.
-        features: how strongly the level responds before its enhancement, of the filter's size: the mean over channels
-            of its absolute values. The level has no activation, so that its positive and negative values both carry
-            signal and would cancel in a plain mean. What the paper's Fig. 1 and 4 show of P2, it does not say.
-        enhanced: the same after the enhancement.
-        stride: stride of the pyramid level: 4 for P2, 8 for P3.
-    """
-
-    image: Tensor
-    reconstruction: Tensor
-    difference: Tensor
-    filter: Tensor
-    features: Tensor
-    enhanced: Tensor
-    stride: int
+__all__ = ["Detector"]
 
 
 class Detector(nn.Module):
@@ -129,36 +105,9 @@ class Detector(nn.Module):
         check_images(images)
         batch, pixels, _ = self.transform(self._cast(images))
         features = next(iter(self.neck(self.backbone(batch.tensors)).values()))
-        size = (features.shape[-2], features.shape[-1])
-        before = _strength(features)  # measured first: the enhancement may overwrite the features
-        enhanced, output = self.self_reconstruction(features, pixels, batch.image_sizes)
-        after = _strength(enhanced)
-        reconstructions = output.reconstruction
-        filters = self.self_reconstruction.filter(output.difference, size)
-        stride = self.self_reconstruction.scale
-        results = []
-        for index, (height, width) in enumerate(batch.image_sizes):
-            pixel = (index, slice(None), slice(height), slice(width))
-            cell = (index, slice(None), slice(-(-height // stride)), slice(-(-width // stride)))
-            results.append(
-                ImageReconstruction(
-                    image=pixels[pixel],
-                    reconstruction=reconstructions[pixel],
-                    difference=output.difference[pixel],
-                    filter=filters[cell],
-                    features=before[cell],
-                    enhanced=after[cell],
-                    stride=stride,
-                )
-            )
-        return results
+        return reconstruct_images(self.self_reconstruction, features, pixels, batch.image_sizes)
 
     def _cast(self, images: Sequence[Tensor]) -> list[Tensor]:
         """The images in the detector's own dtype, whatever floating-point dtype each has."""
         dtype = next(self.parameters()).dtype
         return [image.to(dtype) for image in images]
-
-
-def _strength(features: Tensor) -> Tensor:
-    """The mean over the channels of the absolute values, `[N, C, h, w]` to `[N, 1, h, w]`, float32."""
-    return torch.linalg.vector_norm(features, 1, dim=1, keepdim=True, dtype=torch.float32) / features.shape[1]

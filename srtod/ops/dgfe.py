@@ -252,7 +252,7 @@ class DGFE(Threshold):
             return features * channel_reweighting(features, *mlp) * self.filter(difference, size).to(features.dtype)
         if self.inplace and not torch.is_grad_enabled():
             return dgfe_(features, difference, self.threshold, *mlp, resize=self.resize)
-        return dgfe(features, difference, self.threshold, *mlp, **self.step_options)
+        return dgfe(features, difference, self.used_threshold, *mlp, **self.step_options)
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, inplace={self.inplace}"

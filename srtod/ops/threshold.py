@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -79,8 +80,8 @@ class Threshold(nn.Module):
 
     `threshold="auto"` sets t by the data. Until the reconstruction has settled, t is 1 and the filter is 1 everywhere.
     Then t becomes the quantile of the difference map that lets `pass_share` of the pixels pass. From there t learns
-    or, with `learn_threshold=False`, follows that quantile while the module is in training mode. The state lies in
-    buffers: checkpoints hold it.
+    or, with `learn_threshold=False`, follows that quantile while the module is in training mode. Of several processes
+    the mean of their quantiles counts. The state lies in buffers: checkpoints hold it.
 
     Args:
         options: fields of `FiltrationOptions`, by name.
@@ -118,6 +119,12 @@ class Threshold(nn.Module):
             self.register_buffer("settled", torch.zeros((), dtype=torch.bool))
 
     @property
+    def used_threshold(self) -> Tensor:
+        """The threshold `[]` for one forward pass: a copy where another may set it before the backward pass of this."""
+        assert self.threshold is not None
+        return self.threshold.clone() if self.is_auto else self.threshold
+
+    @property
     def step_options(self) -> dict[str, Any]:
         """The keywords of `srtod.ops.filtration` and `srtod.ops.dgfe`."""
         return {
@@ -134,7 +141,7 @@ class Threshold(nn.Module):
         which keeps the features where the map is zero, stays.
         """
         if self.threshold is not None:
-            return filtration(difference, self.threshold, size, **self.step_options)
+            return filtration(difference, self.used_threshold, size, **self.step_options)
         return self.resized(difference, size) + 1
 
     def resized(self, difference: Tensor, size: tuple[int, int]) -> Tensor:
@@ -168,13 +175,12 @@ class Threshold(nn.Module):
             samples = samples.where(valid, torch.nan)
         samples = samples.flatten()
         samples = samples[:: -(-len(samples) // MAX_SAMPLES)]
-        quantile = torch.nanquantile(samples, 1 - self.pass_share)
         # No look at the values from Python: on a GPU the queue would have to drain.
-        seen = quantile.isfinite()  # not where no pixel counts
+        quantile, seen = _over_processes(torch.nanquantile(samples, 1 - self.pass_share))
         self.steps += seen
         decay = torch.tensor([FAST, SLOW], device=quantile.device)
         share = (1 - decay) / (1 - decay ** self.steps.clamp(min=1))  # without the bias towards the zeros of the start
-        self.quantiles += (seen * share) * (quantile.nan_to_num(0.0) - self.quantiles)
+        self.quantiles += (seen * share) * (quantile - self.quantiles)
         fast, slow = self.quantiles
         settles = ~self.settled & (self.steps >= MIN_STEPS) & (fast >= SETTLED * slow)
         self._set(settles if self.learns else settles | self.settled)
@@ -205,3 +211,15 @@ class Threshold(nn.Module):
     def extra_repr(self) -> str:
         auto = f"threshold=auto, pass_share={self.pass_share:g}, " if self.is_auto else ""
         return f"{auto}resize={self.resize}, surrogate={self.surrogate}, alpha={self.alpha:g}"
+
+
+def _over_processes(quantile: Tensor) -> tuple[Tensor, Tensor]:
+    """The mean of the processes' quantiles `[]` that are not NaN, and whether there is one: the same in each process.
+
+    Otherwise the processes of a training would set thresholds of their own, and each would go on with its own detector.
+    """
+    seen = quantile.isfinite()  # not where no pixel counts
+    total = torch.stack([quantile.nan_to_num(0.0), seen.to(quantile)])
+    if dist.is_available() and dist.is_initialized():
+        dist.all_reduce(total)
+    return total[0] / total[1].clamp(min=1), total[1] > 0

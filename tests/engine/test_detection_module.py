@@ -42,6 +42,16 @@ def test_only_weights_decay_and_the_threshold_has_its_own_rate() -> None:
     assert sum(len(group["params"]) for group in (weights, others, thresholds)) == len(list(detector.parameters()))
 
 
+def test_the_reconstruction_head_may_have_its_own_rate() -> None:
+    detector = module().detector
+    groups = parameter_groups(detector, 0.02, 1e-4, 0.01, reconstruction_lr=5.0)
+    assert [group["lr"] for group in groups] == pytest.approx([0.02, 0.02, 0.0002, 0.1, 0.1])
+    assert [group["weight_decay"] for group in groups] == [1e-4, 0, 0, 1e-4, 0]
+    head = detector.self_reconstruction.reconstruction_head  # type: ignore[union-attr]
+    assert {id(p) for group in groups[3:] for p in group["params"]} == {id(p) for p in head.parameters()}
+    assert sum(len(group["params"]) for group in groups) == len(list(detector.parameters()))
+
+
 def test_frozen_parameters_are_left_out() -> None:
     groups = parameter_groups(module(trainable_layers=0).detector.backbone, 0.02, 1e-4, 0.01)
     assert not any(group["params"] for group in groups)

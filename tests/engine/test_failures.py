@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 from torch.utils.data import Dataset
+from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from srtod.data import Sample
 from srtod.engine import DataConfig, DetectionModule, ModelConfig, TrainConfig, train
@@ -57,8 +58,10 @@ def test_out_of_memory_says_what_to_lower(tmp_path: Path, monkeypatch: pytest.Mo
     ("model", "is_told"),
     [
         ({}, False),
-        ({"recompute": False}, True),
-        ({"recompute": False, "self_reconstruction": False}, False),
+        ({"reconstruction": "paper", "recompute": False}, True),
+        ({"reconstruction": "paper"}, False),
+        ({"recompute": False}, False),  # no other head has anything to recompute
+        ({"reconstruction": "paper", "recompute": False, "self_reconstruction": False}, False),
     ],
     ids=str,
 )
@@ -126,6 +129,8 @@ def test_what_processes_that_load_images_die_of_is_one_sentence(
     message: str,
 ) -> None:
     monkeypatch.setattr("srtod.engine.data.TrainingSamples", lambda *_: Samples(end))
+    # How often PyTorch asks whether the process lives, in seconds; it would be every 5.
+    monkeypatch.setattr(_MultiProcessingDataLoaderIter._try_get_data, "__defaults__", (0.2,))
     with pytest.raises(error, match=message) as raised:
         train(replace(CONFIG, data=replace(CONFIG.data, workers=1), output=str(tmp_path / "run")))
     assert "\n" not in str(raised.value)

@@ -77,6 +77,8 @@ PAPER_EVERYWHERE = {
     "score_threshold": 0.05,
     "nms_threshold": 0.5,
     "self_reconstruction": True,
+    "reconstruction": "paper",
+    "identity_start": False,
     "surrogate": "none",
     "learn_threshold": True,
     "padding_in_loss": True,

@@ -146,8 +146,8 @@ def test_a_plain_detector_sees_the_same_batches_and_logs_no_threshold(
 
 
 def test_the_threshold_stays_in_range(tmp_path: Path) -> None:
-    model = replace(CONFIG.model, threshold=0.0, surrogate="ste")
-    options = replace(CONFIG, model=model, threshold_lr=1e4, clip_grad_norm=None, epochs=1, panels=0)
+    options = TrainConfig.from_dict(CONFIG.as_dict() | {"threshold": 0.0, "surrogate": "ste"})
+    options = replace(options, threshold_lr=1e4, clip_grad_norm=None, epochs=1, panels=0)
     extreme = train(replace(options, output=str(tmp_path / "run")))
     assert all(0 <= value <= 255 for value in column(extreme, "threshold_x255"))
     assert (

@@ -148,7 +148,7 @@ def test_unknown_options(self_reconstruction: bool, option: str, near: str) -> N
         ({"name": "yolo"}, f"unknown detector 'yolo'; choose one of {', '.join(DETECTORS)}"),
         ({"num_classes": 1}, "num_classes counts the background"),
         ({"name": "detectors"}, "is made for ResNets, got the backbone 'mobilenet_v2'"),
-        ({"name": "fcos", "channels": 36}, "multiple of scale=8"),
+        ({"name": "fcos", "channels": 36, "reconstruction": "paper"}, "multiple of scale=8"),
         ({"threshold": 4}, "threshold must be from 0 to 1, got 4"),
     ],
 )

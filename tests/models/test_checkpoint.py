@@ -14,8 +14,15 @@ import torch
 from srtod._version import __version__
 from srtod.models import build_detector
 from srtod.models.checkpoint import describe, load_detector, read_checkpoint, write_checkpoint
+from srtod.models.reconstruction import ReconstructionHead
 
-MODEL = {"name": "faster_rcnn", "num_classes": 2, "backbone": "mobilenet_v2", "channels": 16}
+MODEL = {
+    "name": "faster_rcnn",
+    "num_classes": 2,
+    "backbone": "mobilenet_v2",
+    "channels": 16,
+    "reconstruction": "subpixel",
+}
 
 
 @pytest.fixture
@@ -54,6 +61,15 @@ def test_a_checkpoint_from_before_loads(tmp_path: Path) -> None:
     with torch.no_grad():
         features, expected = (d.neck(d.backbone(image[None] - 0.5))["p2"] for d in (loaded, detector))
     torch.testing.assert_close(features, expected)
+
+
+def test_a_checkpoint_that_names_no_reconstruction_has_the_papers_head(content: dict[str, Any], tmp_path: Path) -> None:
+    detector = build_detector(**MODEL | {"reconstruction": "paper"})
+    content["state_dict"] = {f"detector.{name}": value for name, value in detector.state_dict().items()}
+    content["srtod"]["model"] = {name: value for name, value in MODEL.items() if name != "reconstruction"}
+    write_checkpoint(content, tmp_path / "a.ckpt")
+    loaded = load_detector(tmp_path / "a.ckpt").detector
+    assert isinstance(loaded.self_reconstruction.reconstruction_head, ReconstructionHead)  # type: ignore[union-attr]
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Two processes, each with its own images, learn what one process with all the images learns.
+"""Two processes, each with its own images, learn what one process with all the images learns, and have one threshold.
 
 `python test_data_parallel_heads.py RANK FOLDER` is one of the two.
 """
@@ -18,6 +18,7 @@ from torchvision.models.detection.image_list import ImageList
 
 from srtod.models.heads import ATSSHead, FCOSHead, RetinaNetHead
 from srtod.models.heads.dense import DenseHead
+from srtod.ops.threshold import MIN_STEPS, Threshold
 
 HEADS: dict[str, type[DenseHead]] = {"retinanet": RetinaNetHead, "fcos": FCOSHead, "atss": ATSSHead}
 OBJECTS = {"unequal": [[9, 1], [0, 2]], "one process without": [[4, 0], [0, 0]], "none": [[0, 0], [0, 0]]}
@@ -57,6 +58,16 @@ def heads() -> dict[str, DenseHead]:
     }
 
 
+def automatic_threshold(process: int) -> dict[str, Tensor]:
+    """The state of a threshold that saw the differences of this process, twice as large in the second process."""
+    module = Threshold(threshold="auto")
+    generator = torch.Generator().manual_seed(process)
+    for _ in range(2 * MIN_STEPS):
+        module.observe(0.1 * (1 + process) * torch.rand(1, 1, 64, 64, generator=generator), (16, 16))
+        module.observe(torch.full((1, 1, 64, 64), torch.nan if process else 0.1), (16, 16))  # one has nothing to see
+    return module.state_dict()
+
+
 def main(rank: int, folder: Path) -> None:
     store = torch.distributed.FileStore(str(folder / "store"), 2)
     torch.distributed.init_process_group("gloo", store=store, rank=rank, world_size=2)
@@ -65,6 +76,7 @@ def main(rank: int, folder: Path) -> None:
         for name in HEADS
         for case, objects in OBJECTS.items()
     }
+    found["threshold", "auto"] = automatic_threshold(rank)
     torch.distributed.barrier()
     torch.save(found, folder / f"{rank}.pt")
     torch.distributed.destroy_process_group()
@@ -103,6 +115,13 @@ def test_two_processes_equal_one(of_both: list[Gradients], name: str, case: str)
         for key, gradient in expected.items():
             scale = max(gradient.abs().max().item(), 1e-6)
             torch.testing.assert_close(found[name, case][key], gradient, rtol=0, atol=1e-5 * scale)
+
+
+def test_two_processes_have_one_automatic_threshold(of_both: list[Gradients]) -> None:
+    first, second = (found["threshold", "auto"] for found in of_both)
+    assert all(torch.equal(value, second[name]) for name, value in first.items())
+    low, high = (automatic_threshold(process)["threshold"] for process in range(2))
+    assert low < first["threshold"] < high < 1
 
 
 if __name__ == "__main__":

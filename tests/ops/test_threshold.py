@@ -5,6 +5,7 @@ import warnings
 import pytest
 import torch
 
+from srtod.models.reconstruction.enhancement import SoftDGFE
 from srtod.ops import DGFE
 from srtod.ops.threshold import MIN_STEPS, Threshold
 
@@ -89,6 +90,16 @@ def test_auto_survives_a_checkpoint() -> None:
             module.observe(differences(seed=step), (16, 16))
     assert modules[0].threshold == modules[1].threshold
     assert modules[0].threshold != 1
+
+
+@pytest.mark.parametrize("module", [DGFE(16, 4, threshold="auto"), SoftDGFE(16, 4, threshold="auto")])
+def test_auto_that_is_set_between_forward_and_backward(module: DGFE) -> None:
+    """As where a model sees two batches before it learns from both; each pass learns by the threshold that it had."""
+    features = torch.randn(2, 16, 16, 16)
+    total = sum(module(features, differences(seed=step)).sum() for step in range(MIN_STEPS + 20))
+    assert module.settled
+    total.backward()
+    assert module.threshold.grad.isfinite()  # type: ignore[union-attr]
 
 
 def test_auto_in_a_compiled_module() -> None:

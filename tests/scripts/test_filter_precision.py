@@ -23,6 +23,7 @@ MODEL = {
     "norm": "group",
     "channels": 16,
     "min_size": None,
+    "reconstruction": "subpixel",
     "threshold": 0.2,
 }
 

@@ -84,7 +84,9 @@ class SoftDGFE(DGFE):
     def filter(self, difference: Tensor, size: tuple[int, int]) -> Tensor:
         """The filter `[N, 1, h, w]`, values between 1 and 2; see `Threshold.filter`."""
         resized = self.resized(difference, size)
-        return 1 + (resized if self.threshold is None else torch.sigmoid(self.alpha * (resized - self.threshold)))
+        if self.threshold is None:
+            return 1 + resized
+        return 1 + torch.sigmoid(self.alpha * (resized - self.used_threshold))
 
     def forward(self, features: Tensor, difference: Tensor, valid: Tensor | None = None) -> Tensor:
         """See `DGFE.forward`."""

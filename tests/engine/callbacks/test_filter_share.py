@@ -24,8 +24,10 @@ def test_scalars_of_every_evaluation(watched: Any) -> None:
 
 
 def make(**options: Any) -> DetectionModule:
+    """With the paper's head, which gives grey before it has learnt."""
     torch.manual_seed(0)
-    return DetectionModule(TrainConfig.from_dict({"channels": 16, **options}), ["drone"], [1])
+    config = TrainConfig.from_dict({"channels": 16, "reconstruction": "paper", **options})
+    return DetectionModule(config, ["drone"], [1])
 
 
 def logged_of(
@@ -49,7 +51,7 @@ def share(module: DetectionModule, images: list[torch.Tensor]) -> float | None:
 
 
 def striped(*sizes: tuple[int, int]) -> list[torch.Tensor]:
-    """Noise beside grey, which is what a head that has learnt nothing gives: some of it passes the filter."""
+    """Noise beside grey, which is what the paper's head gives at first: some of it passes the filter."""
     images = [torch.rand(3, height, width) for height, width in sizes]
     for image in images:
         image[:, :, : image.shape[2] // 2] = 0.5
@@ -70,6 +72,8 @@ def striped(*sizes: tuple[int, int]) -> list[torch.Tensor]:
         {"resize": "bilinear"},
         {"difference": "high_frequency"},
         {"detector": "fcos"},
+        {"reconstruction": "subpixel", "threshold": 0.3},
+        {"reconstruction": "resampled"},
     ],
     ids=lambda model: "-".join(map(str, model.values())) or "default",
 )
