@@ -115,7 +115,7 @@ def test_nothing_is_half_written(
         (("yolo", "visdrone", "o.json"), "visdrone is no yolo set; looked for data.yaml"),
         (("yolo", "nowhere", "o.json"), "nowhere does not exist; pass the folder of the set"),
         (("yolo", "yolo", "nowhere/o.json"), "cannot write nowhere/o.json: the folder nowhere does not exist"),
-        (("voc", "yolo", "o.json"), "invalid choice: 'voc'"),
+        (("crosses", "yolo", "o.json"), "invalid choice: 'crosses'"),
     ],
 )
 @pytest.mark.usefixtures("visdrone", "yolo")
