@@ -115,7 +115,7 @@ def test_nothing_is_half_written(
         (("yolo", "visdrone", "o.json"), "visdrone is no yolo set; looked for data.yaml"),
         (("yolo", "nowhere", "o.json"), "nowhere does not exist; pass the folder of the set"),
         (("yolo", "yolo", "nowhere/o.json"), "cannot write nowhere/o.json: the folder nowhere does not exist"),
-        (("voc", "yolo", "o.json"), "invalid choice: 'voc'"),
+        (("crosses", "yolo", "o.json"), "invalid choice: 'crosses'"),
     ],
 )
 @pytest.mark.usefixtures("visdrone", "yolo")
@@ -154,9 +154,10 @@ def test_a_layout_is_a_reader_and_an_entry(
     folder = open_folder(tmp_path)
     assert (folder.layout, list(folder.splits)) == ("Dots", ["train"])
     assert folder.splits["train"].dataset()[0][1]["boxes"].tolist() == [[3, 5, 7, 9]]
-    assert registry.layout_names().endswith("YOLO or Dots")
+    assert registry.layout_names().endswith(" or Dots")
     assert convert(monkeypatch, "dots", tmp_path, tmp_path / "out.json") == 0
     assert json.loads((tmp_path / "out.json").read_text()) == folder.splits["train"].read()[0]
     capsys.readouterr()
-    assert convert(monkeypatch, "voc", tmp_path, tmp_path / "no.json") == 2
-    assert "(choose from visdrone, yolo, dots)" in capsys.readouterr().err.replace("'", "")
+    assert convert(monkeypatch, "crosses", tmp_path, tmp_path / "no.json") == 2
+    names = ", ".join(layout.name.lower() for layout in registry.LAYOUTS if layout.read is not None)
+    assert f"(choose from {names})" in capsys.readouterr().err.replace("'", "")

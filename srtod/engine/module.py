@@ -21,7 +21,7 @@ from .config import TrainConfig
 from .data import steps_per_epoch
 from .distributed import gather, mean
 
-__all__ = ["DetectionModule", "learning_rate_factor", "parameter_groups"]
+__all__ = ["DetectionModule", "learning_rate_factor", "make_optimizer", "parameter_groups"]
 
 HEAD = "reconstruction_head."
 """What the names of the reconstruction head's parameters have in them."""
@@ -131,8 +131,7 @@ class DetectionModule(L.LightningModule):
         config = self.config
         images = config.data.batch_size * config.accumulate * self.trainer.world_size
         lr = config.lr if config.lr_batch is None else config.lr * images / config.lr_batch
-        groups = parameter_groups(self.detector, lr, config.weight_decay, config.threshold_lr, config.reconstruction_lr)
-        optimizer = torch.optim.SGD(groups, momentum=config.momentum)
+        optimizer = make_optimizer(self.detector, config, lr)
         data = self.trainer.datamodule  # type: ignore[attr-defined]  # which a trainer has once it fits
         steps = steps_per_epoch(config, len(data.train_set))
         milestones = [epoch * steps for epoch in config.milestones]
@@ -177,6 +176,12 @@ class _Batch(NamedTuple):
     def describe(self) -> str:
         values = zip(self.losses, self.parts.tolist(), strict=True)
         return f"({', '.join(f'{name} {value:g}' for name, value in values)}; images {', '.join(self.images)})"
+
+
+def make_optimizer(detector: nn.Module, config: TrainConfig, lr: float) -> torch.optim.SGD:
+    """The optimiser of a run, at this learning rate."""
+    groups = parameter_groups(detector, lr, config.weight_decay, config.threshold_lr, config.reconstruction_lr)
+    return torch.optim.SGD(groups, momentum=config.momentum)
 
 
 def parameter_groups(

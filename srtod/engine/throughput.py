@@ -19,7 +19,7 @@ from srtod.data import Target
 from .config import TrainConfig
 from .data import DetectionData
 from .failures import check_machine
-from .module import WARMUP_FACTOR, DetectionModule, parameter_groups
+from .module import WARMUP_FACTOR, DetectionModule, make_optimizer
 
 __all__ = ["Throughput", "ThroughputConfig", "measure_throughput"]
 
@@ -139,8 +139,7 @@ class _Trainer:
             config = replace(config, model=replace(config.model, anchor_scale=None))
         module = DetectionModule(config, data.train_set.class_names, data.train_set.category_ids)
         # At the first step's learning rate, so that the losses stay finite without a warm-up.
-        groups = parameter_groups(module.detector, config.lr * WARMUP_FACTOR, config.weight_decay, config.threshold_lr)
-        optimizer = torch.optim.SGD(groups, momentum=config.momentum)
+        optimizer = make_optimizer(module.detector, config, config.lr * WARMUP_FACTOR)
         self.model, self.optimizer = self.fabric.setup(module.detector.train(), optimizer)
 
     def step(self, batch: Batch) -> None:

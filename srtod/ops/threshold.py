@@ -52,11 +52,11 @@ class FiltrationOptions:
         "threshold",
         within="share",
     )
-    pass_share: float = option(
-        0.1, "share of the pixels that the automatic threshold lets pass when it is set", within="inner"
-    )
-    learn_threshold: bool = option(
-        True, "train the threshold; an automatic one that is not trained follows pass-share through all of the training"
+    pass_share: float = option(0.1, "share of the pixels that the automatic threshold lets pass", within="inner")
+    learn_threshold: bool | None = option(
+        None,
+        "train the threshold; an automatic one that is not trained follows pass-share through all of the training; "
+        "none: a number is trained, an automatic one is not",
     )
     resize: Resize = option("nearest", "how the filter comes to the size of P2")
     surrogate: Surrogate = option(
@@ -79,9 +79,9 @@ class Threshold(nn.Module):
     """What every module that filters has: the threshold `t` and the options of `srtod.ops.filtration`.
 
     `threshold="auto"` sets t by the data. Until the reconstruction has settled, t is 1 and the filter is 1 everywhere.
-    Then t becomes the quantile of the difference map that lets `pass_share` of the pixels pass. From there t learns
-    or, with `learn_threshold=False`, follows that quantile while the module is in training mode. Of several processes
-    the mean of their quantiles counts. The state lies in buffers: checkpoints hold it.
+    Then t becomes the quantile of the difference map that lets `pass_share` of the pixels pass, and follows it while
+    the module is in training mode. With `learn_threshold=True` it is set once and learns from there. Of several
+    processes the mean of their quantiles counts. The state lies in buffers: checkpoints hold it.
 
     Args:
         options: fields of `FiltrationOptions`, by name.
@@ -105,11 +105,12 @@ class Threshold(nn.Module):
         self.resize, self.surrogate = chosen.resize, chosen.surrogate
         self.alpha = resolve_alpha(chosen.surrogate, chosen.alpha)
         self.pass_share, self.difference_gradient = chosen.pass_share, chosen.difference_gradient
-        self.is_auto, self.learns = chosen.threshold == "auto", chosen.learn_threshold
+        self.is_auto = chosen.threshold == "auto"
+        self.learns = not self.is_auto if chosen.learn_threshold is None else chosen.learn_threshold
         start = NOTHING_PASSES if chosen.threshold == "auto" else chosen.threshold
         if start is None:
             self.register_parameter("threshold", None)
-        elif chosen.learn_threshold:
+        elif self.learns:
             self.threshold = nn.Parameter(torch.tensor(float(start)))
         else:
             self.register_buffer("threshold", torch.tensor(float(start)))

@@ -1,11 +1,10 @@
-"""Self-reconstruction in torchvision's own detectors (examples/), and the snippets of docs/plug_in.md."""
+"""Self-reconstruction in torchvision's own detectors (examples/)."""
 
 from __future__ import annotations
 
 import copy
 import importlib.util
 import re
-import textwrap
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -110,20 +109,3 @@ def test_the_example_trains(example: ModuleType, capsys: pytest.CaptureFixture[s
     assert re.fullmatch(
         r"faster_rcnn\nstep 0  loss_classifier .* loss_reconstruction 0\.\d+\n", capsys.readouterr().out
     )
-
-
-def test_the_guides_snippets_run_in_order(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.syspath_prepend(str(ROOT / "examples"))
-    torch.manual_seed(0)
-    text = (ROOT / "docs" / "plug_in.md").read_text()
-    fences = list(re.finditer(r"^( *)```python\n(.*?)^ *```$", text, flags=re.DOTALL | re.MULTILINE))
-    assert len(fences) == text.count("```python") >= 7
-    namespace: dict[str, Any] = {"__name__": "plug_in"}
-    for fence in fences:
-        # Blank lines before the snippet give an error the line of the guide.
-        code = "\n" * text[: fence.start(2)].count("\n") + textwrap.dedent(fence[2])
-        exec(compile(code, "docs/plug_in.md", "exec"), namespace)
-    assert "loss_reconstruction" in capsys.readouterr().out
-    assert "loss_reconstruction" in namespace["losses"]
-    assert namespace["p2"].shape == (2, 64, 16, 24)
-    assert namespace["sharp"].shape == (2, 1, 64, 96)

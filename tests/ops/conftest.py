@@ -6,6 +6,7 @@ modules cannot import each other.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -24,6 +25,10 @@ OPS = [
     if callable(getattr(reference, name, None)) and name != "high_frequency_difference_map"  # is PyTorch, fused nowhere
 ]
 """The ops that have compiled kernels and a specification."""
+REGISTERED = sorted(
+    name.removeprefix("srtod::") for name in torch._C._dispatch_get_all_op_names() if name.startswith("srtod::")
+)
+"""The names in `torch.ops.srtod`, backward ops included."""
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 LAYOUTS = ["contiguous", "channels_last", "transposed", "sliced", "expanded"]
 
@@ -62,6 +67,18 @@ def device(request: pytest.FixtureRequest) -> str:
 @pytest.fixture(params=OPS, scope="session")
 def op(request: pytest.FixtureRequest) -> str:
     """Every compiled op."""
+    return str(request.param)
+
+
+@pytest.fixture(params=[name for name in ops.__all__ if name.rstrip("_") in OPS], scope="session")
+def public_op(request: pytest.FixtureRequest) -> str:
+    """Every compiled op and every one that works in place."""
+    return str(request.param)
+
+
+@pytest.fixture(params=REGISTERED, scope="session")
+def registered_op(request: pytest.FixtureRequest) -> str:
+    """Every op of `torch.ops.srtod`."""
     return str(request.param)
 
 
@@ -149,21 +166,9 @@ THRESHOLD = 1 / 64
 """About 4/255, and a value that every dtype holds, so that differences can equal it."""
 
 
-def make_mlp(sizes: Sizes, dtype: torch.dtype, device: str) -> dict[str, Tensor]:
-    """Weights and biases C -> hidden -> C."""
-    shapes = {
-        "weight1": (sizes.hidden, sizes.channels),
-        "bias1": (sizes.hidden,),
-        "weight2": (sizes.channels, sizes.hidden),
-        "bias2": (sizes.channels,),
-    }
-    return {name: (torch.randn(shape) * 0.3).to(device, dtype) for name, shape in shapes.items()}
-
-
-def make_difference(sizes: Sizes, dtype: torch.dtype, device: str, layout: str) -> Tensor:
+def make_difference(sizes: Sizes) -> Tensor:
     """[N, 1, H, W] of multiples of 1/1024 up to 1/16: exact in every dtype, with repeated values and ties."""
-    steps = torch.randint(0, 64, (sizes.batch, 1, sizes.H, sizes.W))
-    return lay_out((steps / 1024).to(device, dtype), layout)
+    return torch.randint(0, 64, (sizes.batch, 1, sizes.H, sizes.W)) / 1024
 
 
 def make_valid_size(sizes: Sizes, device: str) -> Tensor:
@@ -182,29 +187,64 @@ def make_case(
     mlp_dtype: torch.dtype | None = None,
     **options: Any,
 ) -> Case:
-    """Random inputs for the op, of which all get gradients; `valid_size=True` makes one."""
+    """Random inputs for the op, of which all get gradients; `valid_size=True` makes one.
+
+    The names of the op's parameters tell what is made: a new op needs a line only where it has a name of its own.
+    """
     if options.get("valid_size"):
         options["valid_size"] = make_valid_size(sizes, device)
-    if op in ("difference_map", "reconstruction_difference"):
-        image_channels = sizes.channels if sizes.channels <= 5 else 3
-        image_shape = (sizes.batch, image_channels, sizes.H, sizes.W)
-        reconstruction = torch.randn(image_shape) if options.get("from_logits") else torch.rand(image_shape)
-        tensors = {"reconstruction": reconstruction, "image": torch.rand(image_shape)}
-        tensors = {name: lay_out(x.to(device, dtype), layout) for name, x in tensors.items()}
-        return Case(op, tensors, options)
-    tensors = {}
-    if op in ("channel_reweighting", "dgfe"):
-        features = torch.randn(sizes.batch, sizes.channels, sizes.h, sizes.w).to(device, dtype)
-        tensors["features"] = lay_out(features, layout)
-    if op in ("filtration", "dgfe"):
-        tensors["difference"] = make_difference(sizes, dtype, device, layout)
-        tensors["threshold"] = torch.tensor(THRESHOLD, device=device)
+    parameters = inspect.signature(getattr(ops, op)).parameters
+    if "difference_gradient" in parameters:
         options.setdefault("difference_gradient", True)
-    if op == "filtration":
+    if "size" in parameters:
         options["size"] = (sizes.h, sizes.w)
-    else:
-        tensors |= make_mlp(sizes, mlp_dtype or dtype, device)
+    images = (sizes.batch, sizes.channels if sizes.channels <= 5 else 3, sizes.H, sizes.W)
+    features = (sizes.batch, sizes.channels, sizes.h, sizes.w)
+
+    def of_mlp(*shape: int) -> Tensor:
+        return (torch.randn(shape) * 0.3).to(device, mlp_dtype or dtype)
+
+    make: dict[str, Callable[[], Tensor]] = {
+        "reconstruction": lambda: (torch.randn if options.get("from_logits") else torch.rand)(images),
+        "image": lambda: torch.rand(images),
+        "features": lambda: torch.randn(features),
+        "difference": lambda: make_difference(sizes),
+        "threshold": lambda: torch.tensor(THRESHOLD, device=device),
+        "weight1": lambda: of_mlp(sizes.hidden, sizes.channels),
+        "bias1": lambda: of_mlp(sizes.hidden),
+        "weight2": lambda: of_mlp(sizes.channels, sizes.hidden),
+        "bias2": lambda: of_mlp(sizes.channels),
+    }
+    tensors = {name: make[name]() for name in parameters if name in make}
+    tensors = {name: lay_out(x.to(device, dtype), layout) if x.dim() == 4 else x for name, x in tensors.items()}
     return Case(op, tensors, options)
+
+
+def make_calls(
+    sizes: Sizes, dtype: torch.dtype = torch.float32, device: str = "cpu", layout: str = "contiguous"
+) -> dict[str, tuple[Any, ...]]:
+    """Arguments of every op that srtod registers, `torch.ops.srtod.*`; test_torch_features.py names what is missing."""
+    dgfe = make_case("dgfe", sizes, dtype, device, layout).tensors
+    features, difference, threshold, *mlp = dgfe.values()
+    reconstruction, image = make_case("difference_map", sizes, dtype, device, layout).tensors.values()
+    valid_size = make_valid_size(sizes, device)
+    _, *kept = torch.ops.srtod.dgfe(*dgfe.values(), 2, 4, 32.0)
+    pooled = kept[1:]
+    weights_grad, filter_grad = torch.randn_like(pooled[0]), torch.randn_like(features[:, :1]).contiguous()
+    map_grad, mse_grad = torch.randn_like(image[:, :1]), torch.tensor(0.5, device=device)
+    maps_grad = torch.randn_like(features)
+    return {
+        "difference_map": (reconstruction, image, True),
+        "reconstruction_difference": (reconstruction, image, False, valid_size),
+        "_reconstruction_difference_backward": (map_grad, mse_grad, reconstruction, image, False, valid_size),
+        "filtration": (difference, threshold, sizes.h, sizes.w, 3, 2, 40.0),
+        "_filtration_backward": (filter_grad, difference, threshold, 1, 3, 40.0, True),
+        "channel_reweighting": (features, *mlp),
+        "_channel_reweighting_backward": (weights_grad, features, *pooled, *mlp[:3]),
+        "dgfe": (features, difference, threshold, *mlp, 0, 2, 112.0),
+        "dgfe_": (features.clone(), difference, threshold, *mlp, 2),
+        "_dgfe_backward": (maps_grad, features, difference, threshold, *kept, *mlp[:3], 2, 4, 32.0, True),
+    }
 
 
 ARITHMETIC = {torch.float32: 1e-5, torch.float64: 1e-12}
@@ -281,12 +321,14 @@ class Kit(NamedTuple):
     """The functions above, as the tests call them."""
 
     case: Callable[..., Case] = make_case
+    calls: Callable[..., dict[str, tuple[Any, ...]]] = make_calls
     lay_out: Callable[[Tensor, str], Tensor] = lay_out
     assert_agrees: Callable[[Case], None] = assert_agrees
     follows_layout: Callable[[Tensor, Tensor], bool] = follows_layout
     sizes: dict[str, Sizes] = SIZES
     new_sizes: type[Sizes] = Sizes
     ops: list[str] = OPS
+    registered: list[str] = REGISTERED
 
 
 @pytest.fixture(scope="session")

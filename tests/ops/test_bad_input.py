@@ -14,28 +14,23 @@ from torch import Tensor
 from srtod import ops
 from srtod.ops.surrogate import RESIZES, SURROGATES
 
-IMAGES = {"reconstruction": (2, 3, 8, 12), "image": (2, 3, 8, 12)}
-MLP = {"weight1": (4, 16), "bias1": (4,), "weight2": (16, 4), "bias2": (16,)}
-FILTER = {"difference": (2, 1, 8, 12), "threshold": ()}
-ARGUMENTS: dict[str, dict[str, Any]] = {
-    "difference_map": IMAGES,
-    "reconstruction_difference": IMAGES,
-    "filtration": {**FILTER, "size": (2, 3)},
-    "channel_reweighting": {"features": (2, 16, 4, 6), **MLP},
-    "dgfe": {"features": (2, 16, 4, 6), **FILTER, **MLP},
-    "dgfe_": {"features": (2, 16, 4, 6), **FILTER, **MLP},
-}
+SIZES = (2, 16, 4, 6, 8, 12, 4)
+RAW_SIZES = (8, 2, 4, 4, 8, 8, 3)  # N = 8 and C = 2 differ, so that a [C, N] tensor shows
 
 
-def arguments(op: str, device: str) -> dict[str, Any]:
+def arguments(kit: Any, op: str, device: str) -> dict[str, Any]:
     """Good ones."""
-    shapes = ARGUMENTS[op]
-    return {name: shape if name == "size" else torch.rand(shape, device=device) for name, shape in shapes.items()}
+    case = kit.case(op, kit.new_sizes(*SIZES), device=device)
+    return case.tensors | {name: value for name, value in case.options.items() if name == "size"}
 
 
-@pytest.mark.parametrize("op", ARGUMENTS)
-def test_good_arguments_are_accepted(op: str, device: str) -> None:
-    getattr(ops, op)(**arguments(op, device))
+def raw_arguments(kit: Any, op: str, device: str) -> list[Any]:
+    """Good ones of a registered op."""
+    return list(kit.calls(kit.new_sizes(*RAW_SIZES), device=device)[op])
+
+
+def test_good_arguments_are_accepted(public_op: str, kit: Any, device: str) -> None:
+    getattr(ops, public_op)(**arguments(kit, public_op, device))
 
 
 @pytest.mark.parametrize(
@@ -82,34 +77,36 @@ def test_good_arguments_are_accepted(op: str, device: str) -> None:
         ("dgfe_", "features", (2, 16), r"features must have shape \[N, C, h, w\], got \[2, 16\]"),
     ],
 )
-def test_shapes(op: str, name: str, shape: tuple[int, ...], message: str, device: str) -> None:
-    given = arguments(op, device)
+def test_shapes(op: str, name: str, shape: tuple[int, ...], message: str, kit: Any, device: str) -> None:
+    given = arguments(kit, op, device)
     given[name] = torch.rand(shape, device=device)
     with pytest.raises(ValueError, match=f"^{op}: .*{message}"):
         getattr(ops, op)(**given)
 
 
-@pytest.mark.parametrize(
-    ("op", "name"), [(op, name) for op, names in ARGUMENTS.items() for name in names if name != "size"]
-)
-def test_dtypes_and_devices_of_every_tensor(op: str, name: str, device: str) -> None:
-    given = arguments(op, device)
-    for dtype in (torch.int64, torch.bool, torch.complex64):
-        wrong = given | {name: given[name].to(dtype)}
+def test_dtypes_and_devices_of_every_tensor(public_op: str, kit: Any, device: str) -> None:
+    op, call = public_op, getattr(ops, public_op)
+    given = arguments(kit, op, device)
+    tensors = [name for name, value in given.items() if isinstance(value, Tensor)]
+    for name in tensors:
+        for dtype in (torch.int64, torch.bool, torch.complex64):
+            wrong = given | {name: given[name].to(dtype)}
+            with pytest.raises(
+                TypeError, match=f"^{op}: {name} must be float16, bfloat16, float32 or float64, got {dtype}$"
+            ):
+                call(**wrong)
         with pytest.raises(
-            TypeError, match=f"^{op}: {name} must be float16, bfloat16, float32 or float64, got {dtype}$"
+            TypeError, match=rf"^{op}: {name} must be .*got torch.uint8; images in 0..255 go to \[0, 1\] by"
         ):
-            getattr(ops, op)(**wrong)
-    with pytest.raises(
-        TypeError, match=rf"^{op}: {name} must be .*got torch.uint8; images in 0..255 go to \[0, 1\] by"
-    ):
-        getattr(ops, op)(**given | {name: given[name].to(torch.uint8)})
-    with pytest.raises(TypeError, match=f"^{op}: {name} must be a torch.Tensor, got float$"):
-        getattr(ops, op)(**given | {name: 0.5})
-    with pytest.raises(
-        ValueError, match=rf"^{op}: \w+ is on (meta|{device}\S*), but {next(iter(given))} is on .* to one device$"
-    ):
-        getattr(ops, op)(**given | {name: given[name].to("meta")})
+            call(**given | {name: given[name].to(torch.uint8)})
+        with pytest.raises(TypeError, match=f"^{op}: {name} must be a torch.Tensor, got float$"):
+            call(**given | {name: 0.5})
+        if len(tensors) == 1:  # with which others could its device differ?
+            continue
+        with pytest.raises(
+            ValueError, match=rf"^{op}: \w+ is on (meta|{device}\S*), but {tensors[0]} is on .* to one device$"
+        ):
+            call(**given | {name: given[name].to("meta")})
 
 
 @pytest.mark.parametrize(
@@ -149,8 +146,10 @@ def test_dtypes_and_devices_of_every_tensor(op: str, name: str, device: str) -> 
         ),
     ],
 )
-def test_dtypes_that_do_not_go_together(op: str, name: str, dtype: torch.dtype, message: str, device: str) -> None:
-    given = arguments(op, device)
+def test_dtypes_that_do_not_go_together(
+    op: str, name: str, dtype: torch.dtype, message: str, kit: Any, device: str
+) -> None:
+    given = arguments(kit, op, device)
     with pytest.raises(TypeError, match=f"^{op}: .*{message}"):
         getattr(ops, op)(**given | {name: given[name].to(dtype)})
 
@@ -179,21 +178,21 @@ def test_half_images_differ_in_kind(device: str) -> None:
         ([[8, 12], [8, 12]], TypeError, "valid_size must be a torch.Tensor, got list"),
     ],
 )
-def test_valid_size(valid_size: Any, error: type[Exception], message: str, device: str) -> None:
+def test_valid_size(valid_size: Any, error: type[Exception], message: str, kit: Any, device: str) -> None:
     op = "reconstruction_difference"
     if isinstance(valid_size, Tensor) and valid_size.device.type != "meta":
         valid_size = valid_size.to(device)
     with pytest.raises(error, match=f"^{op}: {message}"):
-        getattr(ops, op)(**arguments(op, device), valid_size=valid_size)
+        getattr(ops, op)(**arguments(kit, op, device), valid_size=valid_size)
 
 
 @pytest.mark.parametrize("op", ["filtration", "dgfe", "dgfe_", "DGFE"])
-def test_unknown_names_and_alpha(op: str, device: str) -> None:
+def test_unknown_names_and_alpha(op: str, kit: Any, device: str) -> None:
     def call(**options: Any) -> None:
         if op == "DGFE":
             ops.DGFE(32, **options)
         else:
-            getattr(ops, op)(**arguments(op, device), **options)
+            getattr(ops, op)(**arguments(kit, op, device), **options)
 
     with pytest.raises(ValueError, match=f"^resize must be one of {', '.join(RESIZES)}, got 'cubic'$"):
         call(resize="cubic")
@@ -210,9 +209,9 @@ def test_unknown_names_and_alpha(op: str, device: str) -> None:
 
 
 @pytest.mark.parametrize("size", [(0, 3), (3, -1)])
-def test_filter_size(size: tuple[int, int], device: str) -> None:
+def test_filter_size(size: tuple[int, int], kit: Any, device: str) -> None:
     with pytest.raises(ValueError, match=r"^filtration: size must be \(h, w\), both at least 1, got \("):
-        ops.filtration(**arguments("filtration", device) | {"size": size})
+        ops.filtration(**arguments(kit, "filtration", device) | {"size": size})
 
 
 @pytest.mark.parametrize(
@@ -232,8 +231,8 @@ def test_module(options: dict[str, Any], message: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["features", "threshold", "weight1", "difference"])
-def test_inplace_dgfe_under_gradients(name: str, device: str) -> None:
-    given = arguments("dgfe_", device)
+def test_inplace_dgfe_under_gradients(name: str, kit: Any, device: str) -> None:
+    given = arguments(kit, "dgfe_", device)
     before = given["features"].clone()
     given[name].requires_grad_()
     with pytest.raises(ValueError, match=r"^dgfe_: overwrites what the backward pass needs; .* torch.no_grad\(\)"):
@@ -246,35 +245,6 @@ def test_inplace_dgfe_under_gradients(name: str, device: str) -> None:
 # --- torch.ops.srtod.* called past the Python checks: an error, never a crash -----------------------------------------
 
 
-def raw_calls(device: str) -> dict[str, list[Any]]:
-    """Good arguments of every registered op. N = 8 and C = 2 differ, so that a [C, N] tensor shows."""
-
-    def rand(*shape: int) -> Tensor:
-        return torch.rand(shape, device=device)
-
-    features, difference, threshold = rand(8, 2, 4, 4), rand(8, 1, 8, 8), rand()
-    mlp = [rand(3, 2), rand(3), rand(2, 3), rand(2)]
-    images = [rand(8, 3, 8, 8), rand(8, 3, 8, 8)]
-    pooled = [rand(8, 2), rand(8, 2), rand(8, 2), torch.zeros(8, 2, dtype=torch.int64, device=device)]
-    valid_size = torch.full((8, 2), 5, device=device)
-    kept, grad = [rand(8, 1, 4, 4), *pooled], rand(8, 2, 4, 4)
-    return {
-        "difference_map": [*images, False],
-        "reconstruction_difference": [*images, False, valid_size],
-        "_reconstruction_difference_backward": [rand(8, 1, 8, 8), rand(), *images, False, valid_size],
-        "filtration": [difference, threshold, 4, 4, 0, 2, 9.0],
-        "_filtration_backward": [rand(8, 1, 4, 4), difference, threshold, 0, 2, 9.0, True],
-        "channel_reweighting": [features, *mlp],
-        "_channel_reweighting_backward": [rand(8, 2), features, *pooled, *mlp[:3]],
-        "dgfe": [features, difference, threshold, *mlp, 0, 2, 9.0],
-        "dgfe_": [features, difference, threshold, *mlp, 0],
-        "_dgfe_backward": [grad, features, difference, threshold, *kept, *mlp[:3], 0, 2, 9.0, True],
-    }
-
-
-RAW_OPS = list(raw_calls("cpu"))
-
-
 def misshapen(x: Tensor) -> list[Tensor]:
     """More or fewer elements, another order of the sizes, another dimension, another type."""
     wrong = [x.new_zeros(3, 5, 2, 7, 2), x.new_zeros(0, 2, 3), x.new_zeros(8, 2, 0, 4), x.new_zeros(1000), x.int()]
@@ -285,11 +255,10 @@ def misshapen(x: Tensor) -> list[Tensor]:
     return [w for w in wrong if w.shape != x.shape or w.dtype != x.dtype]
 
 
-@pytest.mark.parametrize("op", RAW_OPS)
-def test_raw_ops_survive_wrong_tensors(op: str, device: str) -> None:
+def test_raw_ops_survive_wrong_tensors(registered_op: str, kit: Any, device: str) -> None:
     """Each tensor in turn is replaced. What is not refused must be harmless, as CI sees under AddressSanitizer."""
-    function = getattr(torch.ops.srtod, op)
-    good = raw_calls(device)[op]
+    function = getattr(torch.ops.srtod, registered_op)
+    good = raw_arguments(kit, registered_op, device)
     function(*good)
     refused = 0
     for k, argument in enumerate(good):
@@ -333,9 +302,9 @@ def test_raw_ops_survive_wrong_tensors(op: str, device: str) -> None:
     ],
 )
 def test_raw_ops_name_what_they_expect(
-    op: str, position: int, wrong: tuple[int, ...], message: str, device: str
+    op: str, position: int, wrong: tuple[int, ...], message: str, kit: Any, device: str
 ) -> None:
-    args = raw_calls(device)[op]
+    args = raw_arguments(kit, op, device)
     args[position] = args[position].new_zeros(wrong)
     with pytest.raises(RuntimeError, match=message):
         getattr(torch.ops.srtod, op)(*args)
@@ -347,7 +316,7 @@ def test_raw_backward_with_an_argmax_outside_the_map(index: int, native_layout: 
         ("_dgfe_backward", 8, (0, 1)),
         ("_channel_reweighting_backward", 5, (1,)),
     ):
-        args = raw_calls(device)[op]
+        args = raw_arguments(kit, op, device)
         for k in maps:
             args[k] = kit.lay_out(args[k], native_layout)
         args[position].fill_(index)
@@ -356,8 +325,8 @@ def test_raw_backward_with_an_argmax_outside_the_map(index: int, native_layout: 
 
 
 @pytest.mark.parametrize("code", [-1, 4, 99])
-def test_raw_ops_with_unknown_codes_stay_in_bounds(code: int, device: str) -> None:
-    calls = raw_calls(device)
+def test_raw_ops_with_unknown_codes_stay_in_bounds(code: int, kit: Any, device: str) -> None:
+    calls = kit.calls(kit.new_sizes(*RAW_SIZES), device=device)
     filter_: Callable[..., Tensor] = torch.ops.srtod.filtration
     for resize, surrogate in ((code, 0), (0, code)):
         with contextlib.suppress(RuntimeError):
@@ -365,8 +334,8 @@ def test_raw_ops_with_unknown_codes_stay_in_bounds(code: int, device: str) -> No
             torch.ops.srtod._filtration_backward(*calls["_filtration_backward"][:3], resize, surrogate, 9.0, True)
 
 
-def test_raw_filter_sizes(device: str) -> None:
-    difference, threshold, *_ = raw_calls(device)["filtration"]
+def test_raw_filter_sizes(kit: Any, device: str) -> None:
+    difference, threshold, *_ = raw_arguments(kit, "filtration", device)
     for height, width in ((0, 4), (4, -1), (2**62, 2**62)):
         with pytest.raises(RuntimeError):
             torch.ops.srtod.filtration(difference, threshold, height, width, 0, 2, 9.0)

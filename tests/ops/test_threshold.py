@@ -27,11 +27,11 @@ def test_auto_lets_nothing_pass_until_the_reconstruction_has_settled(share: floa
         assert passed(module, differences(scale)) == 0
     for step in range(150):
         module.observe(differences(falling[-1], step), (16, 16))
-    assert passed(module, differences(falling[-1])) == pytest.approx(share, abs=0.02)
+    assert passed(module, differences(falling[-1])) == pytest.approx(share, rel=0.1, abs=0.02)
 
 
 def test_auto_is_set_once_and_then_learns() -> None:
-    module = Threshold(threshold="auto")
+    module = Threshold(threshold="auto", learn_threshold=True)
     for step in range(2 * MIN_STEPS):
         module.observe(differences(seed=step), (16, 16))
     assert isinstance(module.threshold, torch.nn.Parameter)
@@ -41,8 +41,8 @@ def test_auto_is_set_once_and_then_learns() -> None:
     assert module.threshold == 0.5
 
 
-def test_auto_that_is_not_trained_follows_the_share() -> None:
-    module = Threshold(threshold="auto", learn_threshold=False)
+def test_auto_follows_the_share() -> None:
+    module = Threshold(threshold="auto")
     assert not list(module.parameters())
     for step in range(2 * MIN_STEPS):
         module.observe(differences(0.2, step), (16, 16))
@@ -55,7 +55,7 @@ def test_auto_that_is_not_trained_follows_the_share() -> None:
 
 
 def test_auto_leaves_padding_out() -> None:
-    module = Threshold(threshold="auto", learn_threshold=False)
+    module = Threshold(threshold="auto")
     difference = differences()
     difference[:, :, 32:] = 1  # padding, which no head reconstructs
     valid = torch.zeros(2, 1, 16, 16, dtype=torch.bool)
@@ -92,19 +92,23 @@ def test_auto_survives_a_checkpoint() -> None:
     assert modules[0].threshold != 1
 
 
-@pytest.mark.parametrize("module", [DGFE(16, 4, threshold="auto"), SoftDGFE(16, 4, threshold="auto")])
-def test_auto_that_is_set_between_forward_and_backward(module: DGFE) -> None:
+@pytest.mark.parametrize("learns", [False, True])
+@pytest.mark.parametrize("kind", [DGFE, SoftDGFE])
+def test_auto_that_is_set_between_forward_and_backward(kind: type[DGFE], learns: bool) -> None:
     """As where a model sees two batches before it learns from both; each pass learns by the threshold that it had."""
+    module = kind(16, 4, threshold="auto", learn_threshold=learns)
     features = torch.randn(2, 16, 16, 16)
     total = sum(module(features, differences(seed=step)).sum() for step in range(MIN_STEPS + 20))
     assert module.settled
     total.backward()
-    assert module.threshold.grad.isfinite()  # type: ignore[union-attr]
+    assert module.threshold is not None
+    assert (module.threshold.grad is not None) == learns
+    assert all(parameter.grad is not None and parameter.grad.isfinite().all() for parameter in module.parameters())
 
 
 def test_auto_in_a_compiled_module() -> None:
     torch.compiler.reset()
-    plain, compiled = (DGFE(16, 4, threshold="auto", learn_threshold=False) for _ in range(2))
+    plain, compiled = (DGFE(16, 4, threshold="auto") for _ in range(2))
     compiled.load_state_dict(plain.state_dict())
     run = torch.compile(compiled, fullgraph=True, backend="aot_eager")
     features = torch.randn(2, 16, 16, 16)

@@ -20,54 +20,23 @@ def _forget_compiled() -> Iterator[None]:
     torch._dynamo.reset()
 
 
-def sample_calls(
-    kit: Any, layout: str, device: str, *, dtype: torch.dtype = torch.float32
-) -> dict[str, tuple[Any, ...]]:
-    """Arguments of every op that srtod registers."""
-    case = kit.case("dgfe", kit.new_sizes(2, 6, 5, 7, 20, 26, 3), dtype, device, layout)
-    features, difference, threshold, weight1, bias1, weight2, bias2 = case.tensors.values()
-    mlp = (weight1, bias1, weight2, bias2)
-    reconstruction, image = kit.case("difference_map", dtype=dtype, device=device, layout=layout).tensors.values()
-    valid_size = torch.tensor([[30, 40], [32, 48]], device=device)
-    _, *kept = torch.ops.srtod.dgfe(*case.tensors.values(), 2, 4, 32.0)
-    pooled = kept[1:]
-    weights_grad, filter_grad = torch.randn_like(pooled[0]), torch.randn_like(features[:, :1]).contiguous()
-    map_grad, mse_grad = torch.randn_like(image[:, :1]), torch.tensor(0.5, device=device)
-    maps_grad = torch.randn_like(features)
-    return {
-        "difference_map": (reconstruction, image, True),
-        "reconstruction_difference": (reconstruction, image, False, valid_size),
-        "_reconstruction_difference_backward": (map_grad, mse_grad, reconstruction, image, False, valid_size),
-        "filtration": (difference, threshold, 5, 7, 3, 2, 40.0),
-        "_filtration_backward": (filter_grad, difference, threshold, 1, 3, 40.0, True),
-        "channel_reweighting": (features, *mlp),
-        "_channel_reweighting_backward": (weights_grad, features, *pooled, *mlp[:3]),
-        "dgfe": (features, difference, threshold, *mlp, 0, 2, 112.0),
-        "dgfe_": (features.clone(), difference, threshold, *mlp, 2),
-        "_dgfe_backward": (maps_grad, features, difference, threshold, *kept, *mlp[:3], 2, 4, 32.0, True),
-    }
-
-
-REGISTERED = sorted(
-    name.removeprefix("srtod::") for name in torch._C._dispatch_get_all_op_names() if name.startswith("srtod::")
-)
+SIZES = (2, 6, 5, 7, 20, 26, 3)
 
 
 def test_all_ops_are_sampled(kit: Any, device: str) -> None:
-    assert sorted(sample_calls(kit, "contiguous", device)) == REGISTERED
+    assert sorted(kit.calls(kit.new_sizes(*SIZES), device=device)) == kit.registered
 
 
-@pytest.mark.parametrize("name", REGISTERED)
-def test_opcheck(name: str, kit: Any, native_layout: str, device: str) -> None:
+def test_opcheck(registered_op: str, kit: Any, native_layout: str, device: str) -> None:
     for dtype in (torch.float32, torch.bfloat16):
-        args = sample_calls(kit, native_layout, device, dtype=dtype)[name]
-        if not name.endswith("_") and not name.startswith("_") and dtype == torch.float32:
+        args = kit.calls(kit.new_sizes(*SIZES), dtype, device, native_layout)[registered_op]
+        if not registered_op.endswith("_") and not registered_op.startswith("_") and dtype == torch.float32:
             args = tuple(x.requires_grad_() if isinstance(x, Tensor) and x.is_floating_point() else x for x in args)
-        torch.library.opcheck(getattr(torch.ops.srtod, name), args)
+        torch.library.opcheck(getattr(torch.ops.srtod, registered_op), args)
 
 
 def test_opcheck_without_optional_arguments(kit: Any, device: str) -> None:
-    calls = sample_calls(kit, "contiguous", device)
+    calls = kit.calls(kit.new_sizes(*SIZES), device=device)
     reconstruction, image, *_ = calls["reconstruction_difference"]
     map_grad, mse_grad, *_ = calls["_reconstruction_difference_backward"]
     torch.library.opcheck(torch.ops.srtod.reconstruction_difference, (reconstruction, image, True, None))
@@ -104,8 +73,17 @@ def gradients(function: Callable[..., Tensor], inputs: tuple[Tensor, ...], modul
 
 @torch._dynamo.config.patch(error_on_recompile=True)
 def test_compile_with_dynamic_shapes(kit: Any, native_layout: str, device: str) -> None:
-    """Compiled once for all batches and sizes, forward and backward, with every op in the graph."""
+    """Compiled once for all batches and sizes, forward and backward."""
     module = ops.DGFE(16, 4).to(device)
+    compiled = torch.compile(street, backend="aot_eager", fullgraph=True, dynamic=True)
+    for batch, side in ((2, 8), (3, 11), (5, 6)):
+        inputs = street_inputs(kit, batch, side, native_layout, device)
+        torch.testing.assert_close(gradients(compiled, inputs, module), gradients(street, inputs, module))
+
+
+@torch._dynamo.config.patch(error_on_recompile=True)
+def test_every_op_compiles_with_dynamic_shapes(op: str, kit: Any, native_layout: str, device: str) -> None:
+    """Forward and backward, compiled once, as the compiled op and not as the reference."""
     targets: set[str] = set()
 
     def backend(graph: torch.fx.GraphModule, example_inputs: list[Tensor]) -> Callable[..., Any]:
@@ -113,12 +91,17 @@ def test_compile_with_dynamic_shapes(kit: Any, native_layout: str, device: str) 
         compiled: Callable[..., Any] = torch._dynamo.lookup_backend("aot_eager")(graph, example_inputs)
         return compiled
 
-    compiled = torch.compile(street, backend=backend, fullgraph=True, dynamic=True)
+    compiled = torch.compile(getattr(ops, op), backend=backend, fullgraph=True, dynamic=True)
     for batch, side in ((2, 8), (3, 11), (5, 6)):
-        inputs = street_inputs(kit, batch, side, native_layout, device)
-        torch.testing.assert_close(gradients(compiled, inputs, module), gradients(street, inputs, module))
-    for op in kit.ops:
-        assert f"srtod.{op}" in targets or f"srtod.{op}.default" in targets, targets
+        sizes = kit.new_sizes(batch, 16, side, side + 1, 4 * side, 4 * side + 4, 4)
+        case = kit.case(op, sizes, device=device, layout=native_layout).require_grad()
+        outputs = compiled(**case.tensors, **case.options)
+        outputs = outputs if isinstance(outputs, tuple) else (outputs,)
+        expected = case.run()
+        torch.testing.assert_close(outputs, expected)
+        cotangents = tuple(torch.randn_like(output) for output in expected)
+        torch.testing.assert_close(case.gradients(outputs, cotangents), case.gradients(expected, cotangents))
+    assert f"srtod.{op}" in targets or f"srtod.{op}.default" in targets, targets
 
 
 def test_compile_with_inductor(kit: Any, device: str) -> None:
