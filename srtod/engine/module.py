@@ -74,20 +74,25 @@ class DetectionModule(L.LightningModule):
         names = [target["file_name"] for target in targets]
         self._pending.append(_Batch(list(losses), parts.detach(), means, names))
         self.log("train/loss", means.sum(), prog_bar=True, batch_size=len(images))
-        named = zip(losses, means, strict=True)
-        self.log_dict({f"train/{name}": value for name, value in named}, batch_size=len(images))
+        logged = dict(zip(losses, means, strict=True))
+        self.log_dict({f"train/{name}": value for name, value in logged.items()}, batch_size=len(images))
         self.log("learning_rate", self.trainer.optimizers[0].param_groups[0]["lr"])
         if self.detector.self_reconstruction is not None:
-            self._log_reconstruction(self.detector.self_reconstruction, losses)
+            self._log_reconstruction(self.detector.self_reconstruction, logged)
         return parts.sum()
 
     def _log_reconstruction(self, reconstruction: SelfReconstruction, losses: dict[str, Tensor]) -> None:
-        """Logs the threshold in grey levels and, where the loss is the image's error alone, the PSNR in dB."""
+        """Logs the threshold in grey levels and, where the loss is the image's error alone, the PSNR in dB.
+
+        Args:
+            reconstruction: the module.
+            losses: their means over the run's processes, `[]` each.
+        """
         if reconstruction.threshold is not None:
             self.log("threshold_x255", 255 * reconstruction.threshold.detach())
         options = reconstruction.options
         if reconstruction.learns and options.reconstruction_target == "image":
-            mse = losses["loss_reconstruction"].detach() / options.reconstruction_weight
+            mse = losses["loss_reconstruction"] / options.reconstruction_weight
             self.log("psnr", -10 * mse.log10())
 
     def validation_step(self, batch: tuple[list[Tensor], list[Target]], batch_index: int) -> dict[str, Any]:
