@@ -32,7 +32,7 @@ def test_learning_rate_without_warmup() -> None:
 
 
 def test_only_weights_decay_and_the_threshold_has_its_own_rate() -> None:
-    detector = module().detector
+    detector = module(learn_threshold=True).detector
     weights, others, thresholds = parameter_groups(detector, 0.02, 1e-4, 0.01)
     assert [group["weight_decay"] for group in (weights, others, thresholds)] == [1e-4, 0, 0]
     assert [group["lr"] for group in (weights, others, thresholds)] == pytest.approx([0.02, 0.02, 0.0002])
