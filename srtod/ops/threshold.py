@@ -196,8 +196,8 @@ class Threshold(nn.Module):
             return
         if seen < MIN_STEPS:
             warnings.warn(
-                f"the automatic threshold was set after {seen} steps, too few for the reconstruction to settle; train "
-                f"longer, or set threshold to a number such as 10/255",
+                f"the automatic threshold was set at training step {seen}, too early for the reconstruction to settle; "
+                f"train longer, or set threshold to a number such as 10/255",
                 stacklevel=2,
             )
         with torch.no_grad():

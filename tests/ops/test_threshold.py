@@ -72,7 +72,9 @@ def test_auto_in_a_training_too_short_uses_what_it_has_and_says_so() -> None:
     module = Threshold(threshold="auto")
     for step in range(5):
         module.observe(differences(seed=step), (16, 16))
-    with pytest.warns(UserWarning, match="set after 5 steps, too few for the reconstruction to settle; train longer"):
+    with pytest.warns(
+        UserWarning, match="set at training step 5, too early for the reconstruction to settle; train longer"
+    ):
         module.settle()
     assert passed(module, differences()) == pytest.approx(0.1, abs=0.02)
     with warnings.catch_warnings():
