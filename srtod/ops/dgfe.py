@@ -197,6 +197,9 @@ def _(
 register_once_differentiable("_dgfe_backward")
 
 
+DEFAULT_REDUCTION = 16
+
+
 class DGFE(Threshold):
     """`dgfe` with its parameters: the threshold `t` and the shared MLP C -> C / reduction -> C.
 
@@ -221,7 +224,13 @@ class DGFE(Threshold):
     """
 
     def __init__(
-        self, channels: int, reduction: int = 16, *, inplace: bool = False, identity_start: bool = True, **options: Any
+        self,
+        channels: int,
+        reduction: int = DEFAULT_REDUCTION,
+        *,
+        inplace: bool = False,
+        identity_start: bool = True,
+        **options: Any,
     ) -> None:
         super().__init__(**options)
         if channels < 1 or reduction < 1 or channels % reduction:

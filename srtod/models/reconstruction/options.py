@@ -7,6 +7,7 @@ from typing import Literal
 
 from srtod._support.fields import option
 from srtod.ops import FiltrationOptions
+from srtod.ops.dgfe import DEFAULT_REDUCTION
 
 __all__ = ["SelfReconstructionOptions"]
 
@@ -48,7 +49,9 @@ class SelfReconstructionOptions(FiltrationOptions):
     identity_start: bool = option(
         True, "start with channel weights that leave P2 as it is, instead of about 0.5 as in the paper"
     )
-    reduction: int = option(16, "ratio by which the MLP of the channel reweighting narrows", within="positive")
+    reduction: int = option(
+        DEFAULT_REDUCTION, "ratio by which the MLP of the channel reweighting narrows", within="positive"
+    )
     difference: Literal["pixel", "high_frequency"] = option(
         "pixel", "difference map of all of the image, or of its high frequencies alone"
     )
