@@ -187,13 +187,16 @@ class Threshold(nn.Module):
         self._set(settles if self.learns else settles | self.settled)
         self.settled |= settles
 
-    def settle(self) -> None:
+    def settle(self) -> bool:
         """Sets an automatic threshold that has not settled yet by what was seen so far.
 
-        Warns if that is too little. Call it when a training has used up the time that it has for the threshold.
+        Returns whether the threshold is set by now. Warns if too little was seen. Call it when a training has used up
+        the time that it has for the threshold.
         """
-        if not self.is_auto or bool(self.settled) or not (seen := int(self.steps)):
-            return
+        if not self.is_auto or bool(self.settled):
+            return True
+        if not (seen := int(self.steps)):
+            return False
         if seen < MIN_STEPS:
             warnings.warn(
                 f"the automatic threshold was set at training step {seen}, too early for the reconstruction to settle; "
@@ -203,6 +206,7 @@ class Threshold(nn.Module):
         with torch.no_grad():
             self._set(~self.settled)
             self.settled.fill_(True)
+        return True
 
     def _set(self, where: Tensor) -> None:
         """Sets t to the quantile where the condition, `[]`, holds."""

@@ -109,6 +109,7 @@ class SelfReconstruction(nn.Module):
         self.scale = scale
         self.started = True
         self.observer = None
+        self._is_set = False  # the threshold, as far as `set_progress` knows
         self.reconstruction_head = _make_head(channels, scale, self.options)
         enhancer = _make_enhancer(channels, inplace, self.options)
         if enhancer is not None:
@@ -148,8 +149,9 @@ class SelfReconstruction(nn.Module):
         """
         start = self.options.reconstruction_start
         self.started = share >= start
-        if self.enhancer is not None and share >= start + SETTLE_BY * (1 - start):
-            self.enhancer.settle()
+        # Asked until it is set and no more: each time the processor waits for the GPU.
+        if self.enhancer is not None and not self._is_set and share >= start + SETTLE_BY * (1 - start):
+            self._is_set = self.enhancer.settle()
 
     def forward(
         self,
