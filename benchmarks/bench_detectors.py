@@ -25,7 +25,7 @@ import bench_dgfe
 import pytest
 import torch
 import torch.nn.functional as F
-from measurement import MODEL_VARIANTS, Case, parametrize, resident_bytes, without_tf32
+from measurement import MODEL_VARIANTS, Case, Work, parametrize, resident_bytes, without_tf32
 from torch import Tensor, nn
 from torchvision.models.detection.rpn import RegionProposalNetwork
 from torchvision.models.resnet import Bottleneck
@@ -37,7 +37,7 @@ from srtod.ops import DGFE
 
 CHANNELS, CLASSES, OBJECTS = 256, 8, 40
 HEAD = "self_reconstruction"  # of the difference map and DGFE as well; without a detector around it
-OURS = ("paper", "paper_kept", "subpixel")
+OURS = ("paper", "subpixel")
 THRESHOLD = 0.25  # about half of the differences between noise and an untrained reconstruction exceed it
 
 SMALL = [
@@ -111,15 +111,13 @@ def reconstruction_options(variant: str) -> dict[str, Any]:
     return {
         "threshold": THRESHOLD,
         "reconstruction": "subpixel" if variant == "subpixel" else "paper",
-        "recompute": variant != "paper_kept",
     }
 
 
-class Work(NamedTuple):
-    """One step of training, or one inference, to be repeated."""
+class ModelWork(NamedTuple):
+    """One step of training, or one inference, and its outcome."""
 
-    setup: Callable[[], None]  # untimed, before each call of `once`
-    once: Callable[[], None]
+    work: Work
     observe: Callable[[], tuple[Tensor | None, Tensor]]  # the reconstruction loss in training, and the enhanced level
 
 
@@ -161,7 +159,7 @@ def random_images(batch: int, size: str) -> tuple[list[Tensor], list[dict[str, T
     return images, targets
 
 
-def detector_work(case: Case, variant: str) -> Work:
+def detector_work(case: Case, variant: str) -> ModelWork:
     """Steps of training or inferences of the detector that is the case's op."""
     detector = random_detector(
         case.op,
@@ -202,10 +200,10 @@ def detector_work(case: Case, variant: str) -> Work:
             losses = forward()
         return losses["loss_reconstruction"].detach() if case.needs_grad else None, levels[0]
 
-    return Work(setup, once, observe)
+    return ModelWork(Work(setup, once), observe)
 
 
-def head_work(case: Case, variant: str) -> Work:
+def head_work(case: Case, variant: str) -> ModelWork:
     """The same for self-reconstruction alone, on normally distributed features."""
     torch.manual_seed(0)
     ours = SelfReconstruction(CHANNELS, inplace=True, **reconstruction_options(variant))
@@ -245,10 +243,10 @@ def head_work(case: Case, variant: str) -> Work:
             enhanced, output = module(features, image)
             return output.loss.detach(), enhanced.detach().float()
 
-    return Work(setup, once, observe)
+    return ModelWork(Work(setup, once), observe)
 
 
-def make_work(case: Case, variant: str) -> Work:
+def make_work(case: Case, variant: str) -> ModelWork:
     return head_work(case, variant) if case.op == HEAD else detector_work(case, variant)
 
 
@@ -263,7 +261,7 @@ def authors_outcome(case: Case) -> tuple[Tensor | None, Tensor]:
     return make_work(case, "authors").observe()
 
 
-def check_agreement(case: Case, work: Work) -> None:
+def check_agreement(case: Case, model: ModelWork) -> None:
     """Loss and enhanced level are those of the authors' form but for rounding.
 
     Rounding also decides whether a difference next to the threshold exceeds it, which doubles a whole pixel of the
@@ -271,7 +269,7 @@ def check_agreement(case: Case, work: Work) -> None:
     """
     exact = case.dtype == "float32"
     with without_tf32():
-        (loss, enhanced), (expected_loss, expected) = work.observe(), authors_outcome(case)
+        (loss, enhanced), (expected_loss, expected) = model.observe(), authors_outcome(case)
     if loss is not None:
         torch.testing.assert_close(loss, expected_loss, rtol=1e-5 if exact else 1e-3, atol=0)
     tolerance = (1e-3 if exact else 5e-2) * expected.std()
@@ -290,7 +288,7 @@ def peak_mb(case: Case, variant: str) -> float | None:
     for _ in range(2):  # the first call also allocates workspaces, which stay
         before = torch.cuda.memory_allocated()
         torch.cuda.reset_peak_memory_stats()
-        work = make_work(case, variant)
+        work = make_work(case, variant).work
         work.setup()
         work.once()
         peak = torch.cuda.max_memory_allocated() - before
@@ -302,7 +300,7 @@ def _resident_mb(case: Case, variant: str, threads: int) -> float | None:
     """To be called in a fresh process."""
     torch.set_num_threads(threads)
     before = resident_bytes("VmRSS")
-    work = make_work(case, variant)
+    work = make_work(case, variant).work
     work.setup()
     work.once()
     highest = resident_bytes("VmHWM")
@@ -310,9 +308,8 @@ def _resident_mb(case: Case, variant: str, threads: int) -> float | None:
 
 
 def variants(case: Case) -> tuple[str, ...]:
-    """Without gradients there is nothing to keep, and without a detector there is no plain one."""
-    needless = {"plain": case.op == HEAD, "paper_kept": not case.needs_grad}
-    return tuple(variant for variant in MODEL_VARIANTS if not needless.get(variant))
+    """Without a detector there is no plain one."""
+    return MODEL_VARIANTS[1:] if case.op == HEAD else MODEL_VARIANTS
 
 
 def marks(case: Case) -> Collection[pytest.MarkDecorator]:
@@ -324,7 +321,8 @@ def test_detectors(case: Case, variant: str, measure_model: Callable[..., None])
     if variant in OURS and not ops.is_fused(case.device):
         pytest.skip(f"the compiled ops are not available on {case.device}")
     peak = peak_mb(case, variant)
-    work = make_work(case, variant)
-    if variant.startswith("paper"):
-        check_agreement(case, work)
-    measure_model(case, variant, work.once, work.setup, peak)
+    model = make_work(case, variant)
+    if variant == "paper":
+        check_agreement(case, model)
+    base = variants(case)[0]
+    measure_model(case, variant, model.work, None if variant == base else make_work(case, base).work, peak)

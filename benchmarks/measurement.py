@@ -10,13 +10,14 @@ import functools
 import gc
 import math
 import os
+import statistics
 import subprocess
 import time
 from collections.abc import Callable, Collection
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -30,9 +31,8 @@ VARIANTS = ("copy", "fused", "eager", "compile", "authors")
 LAUNCHES = {"fused_one_launch": "1", "fused_two_launches": "0"}
 """Variants of the fused op on CUDA: the value of SRTOD_COOPERATIVE, which otherwise is unset: the op goes by size."""
 
-MODEL_VARIANTS = ("plain", "authors", "paper", "paper_kept", "subpixel")
-"""Of models: without self-reconstruction, as in the paper's release, the paper's head, the same with nothing
-recomputed, and the subpixel head."""
+MODEL_VARIANTS = ("plain", "authors", "paper", "subpixel")
+"""Of models: without self-reconstruction, as in the paper's release, the paper's head and the subpixel head."""
 
 Tensors = tuple[Tensor, ...]
 
@@ -79,9 +79,17 @@ class Result:
     p80_us: float
     floor_us: float | None  # the op's least memory traffic, at the speed of this run's copy
     peak_mb: float | None  # of an op the GPU memory beyond its inputs; of a model all memory, weights included
+    time_ratio: float | None = None  # of a model: how many times as long as the base, which ran beside it
 
 
 results: dict[Case, dict[str, Result]] = {}
+
+
+class Work(NamedTuple):
+    """What a model does, to be repeated."""
+
+    setup: Callable[[], None]  # untimed, before each call of `once`
+    once: Callable[[], None]
 
 
 class DeviceClock:
@@ -253,49 +261,68 @@ def measure_model(
     rounds: int,
     case: Case,
     variant: str,
-    once: Callable[[], Any],
-    setup: Callable[[], Any],
+    work: Work,
+    base: Work | None,
     peak_mb: float | None,
 ) -> None:
-    """Times `once()`, each time after `setup()`, as a user's clock would, and files the result.
+    """Times a model as a user's clock would, and files the result.
+
+    The base runs before each round: a machine with other work grows slower and faster for both.
 
     Args:
         benchmark: The fixture of pytest-benchmark.
         rounds: Timed rounds; at least 3 but no more than fit into a minute.
         case: What is measured.
         variant: One of `MODEL_VARIANTS`.
-        once: A step of training or an inference.
-        setup: What goes before it, untimed.
+        work: A step of training or an inference.
+        base: The same of the form that it is compared with; None: it is that itself.
         peak_mb: The memory that it takes.
     """
+    seconds_of_base = []
 
     def wait() -> None:
         if case.device == "cuda":
             torch.cuda.synchronize()
 
+    def timed(work: Work) -> float:
+        work.setup()
+        wait()
+        start = time.perf_counter()
+        work.once()
+        wait()
+        return time.perf_counter() - start
+
     def prepare() -> None:
-        setup()
+        if base is not None:
+            seconds_of_base.append(timed(base))
+        work.setup()
         wait()
 
     def step() -> None:
-        once()
+        work.once()
         wait()
 
     benchmark.group = str(case)
-    prepare()
-    start = time.perf_counter()
-    step()  # warms up
-    seconds = time.perf_counter() - start
+    seconds = sum(timed(each) for each in (work, base) if each is not None)  # warms up
     benchmark.pedantic(step, setup=prepare, rounds=min(rounds, max(3, int(60 / seconds))))
     if benchmark.stats is not None:
-        _file(benchmark, case, variant, None, peak_mb)
+        pairs = zip(benchmark.stats.stats.data, seconds_of_base, strict=False)
+        ratio = statistics.median(own / other for own, other in pairs) if seconds_of_base else None
+        _file(benchmark, case, variant, None, peak_mb, ratio)
 
 
-def _file(benchmark: Any, case: Case, variant: str, floor_us: float | None, peak_mb: float | None) -> None:
+def _file(
+    benchmark: Any,
+    case: Case,
+    variant: str,
+    floor_us: float | None,
+    peak_mb: float | None,
+    time_ratio: float | None = None,
+) -> None:
     seconds = torch.tensor(benchmark.stats.stats.data, dtype=torch.float64)
     p20, median, p80 = (seconds.quantile(torch.tensor([0.2, 0.5, 0.8], dtype=torch.float64)) * 1e6).tolist()
     of_case = results.setdefault(case, {})
-    of_case[variant] = Result(median, p20, p80, floor_us, peak_mb)
+    of_case[variant] = Result(median, p20, p80, floor_us, peak_mb, time_ratio)
     benchmark.extra_info.update(
         {**asdict(case), **asdict(of_case[variant])},
         variant=variant,
@@ -353,11 +380,13 @@ def _table_of_models(cases: dict[Case, dict[str, Result]]) -> list[str]:
     for case, of_case in cases.items():
         base = "plain" if "plain" in of_case else "authors"
         cells: list[str | float | None] = [base]
-        for figure, unit in (("median_us", 1e3), ("peak_mb", 1.0)):
-            figures = {variant: getattr(result, figure) for variant, result in of_case.items()}
-            of_base = figures.get(base)
-            cells.append(of_base / unit if of_base else None)
-            cells += [figures[v] / of_base if of_base and figures.get(v) else None for v in others]
+        of_base = of_case.get(base)
+        cells.append(of_base.median_us / 1e3 if of_base else None)
+        cells += [of_case[v].time_ratio if v in of_case else None for v in others]
+        peak = of_base.peak_mb if of_base else None
+        cells.append(peak)
+        peaks = [of_case[v].peak_mb if v in of_case else None for v in others]
+        cells += [other / peak if other and peak else None for other in peaks]
         lines.append(f"{case!s:78s}" + _cells(cells))
     return lines
 

@@ -3,8 +3,8 @@
 python benchmarks/report.py RESULTS.json... > table.md
 
 Times of ops are medians in microseconds, of models in milliseconds. A ratio says how many times as long, or how much
-memory, the first form takes as the second. Detectors are compared with the plain one; self-reconstruction alone, which
-that does not have, with the authors' form of it.
+memory, the first form takes as the second. Detectors are compared with the plain one, which runs before each of their
+rounds; self-reconstruction alone, which that does not have, with the authors' form of it.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any
 
 CASE = ("size", "batch", "layout", "dtype", "direction")
 RATIOS = ("eager", "compile", "authors", "fused_one_launch", "fused_two_launches")
-MODELS = ("authors", "paper", "paper_kept", "subpixel")
+MODELS = ("authors", "paper", "subpixel")
 
 Entry = dict[str, Any]
 Cases = dict[tuple[Any, ...], dict[str, Entry]]  # of cases, of variants
@@ -67,13 +67,13 @@ def _rows_of_models(cases: Cases) -> list[list[str]]:
     for case, of_case in cases.items():
         if base not in of_case:
             continue
-        first, nothing = of_case[base], {"median_us": None, "peak_mb": None}
+        first, nothing = of_case[base], {"time_ratio": None, "peak_mb": None}
         peers = [of_case.get(other, nothing) for other in others]
         times = [
             _number(first["median_us"] / 1e3, 1),
             "-".join(_number(first[p] / 1e3, 1) for p in ("p20_us", "p80_us")),
         ]
-        times += [_ratio(peer["median_us"], first["median_us"]) for peer in peers]
+        times += [_number(peer["time_ratio"], 2) for peer in peers]
         memory = [_number(first["peak_mb"], 0), *(_ratio(peer["peak_mb"], first["peak_mb"]) for peer in peers)]
         rows.append([*map(str, case), *times, *memory])
     return rows

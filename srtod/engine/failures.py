@@ -133,7 +133,7 @@ def _what_to_lower(config: TrainConfig, error: BaseException) -> str:
     cures = f"lower {', '.join(lower[:-1])} or {lower[-1]}"
     options = model.self_reconstruction_options
     if model.self_reconstruction and options.reconstruction == "paper" and not options.recompute:
-        cures = f"set recompute, which costs nothing but time, or {cures}"
+        cures = f"set recompute, or {cures}"
     return f"not enough memory ({_sentence(error)}); {cures}"
 
 

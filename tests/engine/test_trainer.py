@@ -126,7 +126,7 @@ def test_a_compiled_run_equals_an_eager_one(tmp_path: Path) -> None:
 def test_recomputing_the_reconstruction_trains_alike(tmp_path: Path) -> None:
     runs = {}
     for recompute in (False, True):
-        options = SelfReconstructionOptions(recompute=recompute)
+        options = SelfReconstructionOptions(reconstruction="paper", recompute=recompute)
         model = replace(CONFIG.model, self_reconstruction_options=options)
         config = replace(CONFIG, model=model, limit_batches=1, output=str(tmp_path / str(recompute)))
         plug = DetectionModule(config, ["drone"], [1]).detector.self_reconstruction

@@ -64,7 +64,8 @@ class SelfReconstructionOptions(FiltrationOptions):
     padding_in_loss: bool = option(False, "count a batch's padding in the reconstruction loss, as the authors' code")
     recompute: bool = option(
         True,
-        "recompute the paper's head in the backward pass, which takes time and spares most of its memory",
+        "keep no map of the paper's head for the backward pass: its gradient is computed in the forward pass, strip by "
+        "strip; where it is not known then (difference-gradient, float16) the head runs once more",
     )
 
     def __post_init__(self) -> None:

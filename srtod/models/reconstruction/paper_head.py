@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
+from collections.abc import Sequence
 from typing import cast
 
 import torch
@@ -12,15 +12,9 @@ from torch.utils.checkpoint import checkpoint
 
 from srtod.ops.reference import nearest
 
-from .composition import composed, is_cheaper, relu_
+from .strips import Strip, strips
 
 __all__ = ["ReconstructionHead", "Up"]
-
-_STRIP = 128
-"""Rows of features that are recomputed at once, at most."""
-
-_REACH = 3
-"""How many rows of features the reconstruction of a row depends on beyond its own, in either direction."""
 
 
 class Up(nn.Module):
@@ -50,15 +44,8 @@ class Up(nn.Module):
         return F.relu(self.conv2(self.expand(x)), inplace=True)
 
     def expand(self, x: Tensor) -> Tensor:
-        """What the last convolution, and nothing else, works on; the same shapes as `forward`.
-
-        Where gradients are recorded, without the map between transposed convolution and `Conv1`, a third of what the
-        block would keep for the backward pass.
-        """
-        # Not compiled: torch 2.11 gets the gradients wrong then.
-        if torch.is_grad_enabled() and not torch.compiler.is_compiling() and is_cheaper(self.conv1, x):
-            return composed(self.transpose, self.conv1, x)
-        return relu_(self.conv1(self.transpose(x)))
+        """What the last convolution, and nothing else, works on; the same shapes as `forward`."""
+        return F.relu(self.conv1(self.transpose(x)), inplace=True)
 
 
 class ReconstructionHead(nn.Sequential):
@@ -117,9 +104,7 @@ class ReconstructionHead(nn.Sequential):
 
         Under autocast they are float32 all the same, so that a difference of a few grey levels is not rounded.
         """
-        x = relu_(self._last_up.conv2(self._expand_last(features)))
-        with torch.autocast(x.device.type, enabled=False):
-            return cast("Tensor", self.out(x.to(self.out.weight.dtype)))
+        return self.predict_strip(features, Strip.whole(features.shape[2]))
 
     def predict(self, features: Tensor, image: Tensor, *, recompute: bool = False) -> Tensor:
         """The logits of the image, `[N, 3, H, W]`.
@@ -136,24 +121,32 @@ class ReconstructionHead(nn.Sequential):
         if not (recompute and torch.is_grad_enabled()):
             return self.logits(features)[:, :, :height, :width]
         self._check(features)
-        rows = -(-height // self.scale)
-        return torch.cat([self._logits_in_strips(one, rows) for one in features.split(1)])[:, :, :height, :width]
-
-    def _logits_in_strips(self, features: Tensor, rows: int) -> Tensor:
-        """The logits of the first rows of features, of which the backward pass recomputes one strip after the other."""
-        count = -(-rows // _STRIP)
-        edges = [rows * index // count for index in range(count + 1)]
-        strips = []
-        for top, bottom in itertools.pairwise(edges):
-            first, last = max(top - _REACH, 0), min(bottom + _REACH, features.shape[2])
-            strip: Tensor = checkpoint(
-                self.logits,
-                features[:, :, first:last],
+        parts: list[Tensor] = [
+            checkpoint(
+                self.predict_strip,
+                features[:, :, strip.first : strip.last],
+                strip,
                 use_reentrant=False,
                 preserve_rng_state=False,  # nothing here is random
             )
-            strips.append(strip[:, :, self.scale * (top - first) : self.scale * (bottom - first)])
-        return torch.cat(strips, dim=2)
+            for strip in strips(features)
+        ]
+        return torch.cat(parts, dim=2)[:, :, :height, :width]
+
+    def predict_strip(self, features: Tensor, strip: Strip) -> Tensor:
+        """The logits of a strip, `[N, 3, scale * (bottom - top), scale * w]`; see `logits`.
+
+        Args:
+            features: the strip's rows from `first` to `last`, `[N, in_channels, last - first, w]`.
+            strip: which rows of the features those are.
+        """
+        x = self._to_last(features)
+        for up in self._ups:
+            x = up(x)
+        with torch.autocast(x.device.type, enabled=False):
+            logits: Tensor = self.out(x.to(self.out.weight.dtype))
+        first, scale = strip.first, self.scale
+        return logits[:, :, scale * (strip.top - first) : scale * (strip.bottom - first)]
 
     def predict_samples(self, features: Tensor, image: Tensor) -> Tensor:
         """The logits at the pixels that a nearest resize to the features' size takes, and at no others: for inference.
@@ -174,7 +167,11 @@ class ReconstructionHead(nn.Sequential):
         scale, (h, w) = self.scale, (features.shape[2], features.shape[3])
         if scale < 4 or image.shape[-2:] != (scale * h, scale * w):
             return nearest(self.predict(features, image), (h, w))
-        x, conv, out = self._expand_last(features), self._last_up.conv2, self.out
+        *ups, last = self._ups
+        x, conv, out = self._to_last(features), last.conv2, self.out
+        for up in ups:
+            x = up(x)
+        x = last.expand(x)
         dtype, logits = out.weight.dtype, out.get_parameter("bias")[:, None, None]
         for row in range(3):
             part = rows_beside_samples(x, conv.weight, scale, row - 1).to(dtype)
@@ -184,17 +181,14 @@ class ReconstructionHead(nn.Sequential):
         return logits
 
     @property
-    def _last_up(self) -> Up:
-        return cast("Up", self[-2])
+    def _ups(self) -> Sequence[Up]:
+        *ups, _ = self
+        return cast("Sequence[Up]", ups)
 
-    def _expand_last(self, features: Tensor) -> Tensor:
+    def _to_last(self, features: Tensor) -> Tensor:
+        """The features in the layout that convolutions are fastest in, on both kinds of device; it stays so."""
         self._check(features)
-        # The layout that convolutions are fastest in, on both kinds of device; all that follows stays in it.
-        features = features.contiguous(memory_format=torch.channels_last)
-        *ups, _, _ = self
-        for up in ups:
-            features = up(features)
-        return self._last_up.expand(features)
+        return features.contiguous(memory_format=torch.channels_last)
 
     def _check(self, features: Tensor) -> None:
         if features.dim() != 4 or features.shape[1] != self.in_channels:

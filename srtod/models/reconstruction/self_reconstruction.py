@@ -16,7 +16,6 @@ from srtod.ops import (
     FiltrationOptions,
     difference_map,
     high_frequency_difference_map,
-    reconstruction_difference,
 )
 from srtod.ops.reference import nearest, valid_mask
 from srtod.ops.threshold import Threshold
@@ -25,8 +24,9 @@ from .enhancement import Concatenation, Multiplication, SoftDGFE
 from .options import SelfReconstructionOptions
 from .paper_head import ReconstructionHead
 from .resampled import ResampledImage
+from .strips import loss_in_strips
 from .subpixel_head import SubpixelHead
-from .targets import error_inside, mask_loss, object_mask
+from .targets import ImageError, mask_loss, object_mask
 
 __all__ = ["SelfReconstruction", "SelfReconstructionOutput"]
 
@@ -44,6 +44,9 @@ class SelfReconstructionOutput(NamedTuple):
             of high frequencies, not negative. For the target "boxes" the predicted mask in [0, 1].
         prediction: the reconstruction `[N, 3, H, W]`, before its sigmoid if `from_logits`.
         from_logits: see `prediction`.
+
+    The loss carries a gradient. With `recompute`, which computes it early, the other two do not unless
+    `difference_gradient` is set.
     """
 
     loss: Tensor
@@ -177,7 +180,7 @@ class SelfReconstruction(nn.Module):
                 [0, 1].
         """
         self._check(features, image, image_sizes)
-        options, head = self.options, self.reconstruction_head
+        options, head, size = self.options, self.reconstruction_head, (image.shape[2], image.shape[3])
         if self.training and options.reconstruction_target != "image" and boxes is None:
             raise ValueError(f"reconstruction_target={options.reconstruction_target!r} needs boxes in training")
         if self.training and not self.started:
@@ -186,16 +189,19 @@ class SelfReconstruction(nn.Module):
         source = features.detach() if options.detach_reconstruction else features
         if options.reconstruction_target == "boxes":
             return features, self._predict_mask(source, image, sizes, boxes)
-        prediction = head.predict(source, image, recompute=options.recompute)
-        difference, loss = reconstruction_difference(
-            prediction,
+        measure = ImageError(
             image,
             from_logits=head.from_logits,
-            valid_size=None if options.padding_in_loss else sizes,
+            sizes=None if options.padding_in_loss or sizes is None else image_sizes,
+            mask=None
+            if boxes is None or options.reconstruction_target != "weighted_image"
+            else object_mask(boxes, size),
         )
-        if options.reconstruction_target == "weighted_image" and boxes is not None:
-            mask = object_mask(boxes, (image.shape[2], image.shape[3]))
-            loss = loss + error_inside(prediction, image, mask, from_logits=head.from_logits)
+        if self._learns_in_strips(features):
+            loss, difference, prediction = loss_in_strips(head, source, image, measure)
+        else:
+            prediction = head.predict(source, image, recompute=options.recompute)
+            difference, loss = measure(prediction)
         loss = options.reconstruction_weight * loss if head.learns else torch.zeros_like(loss)
         if options.difference == "high_frequency":
             difference = high_frequency_difference_map(
@@ -242,6 +248,18 @@ class SelfReconstruction(nn.Module):
         if self.enhancer is None:
             return difference.new_ones(len(difference), 1, *size)
         return self.enhancer.filter(difference, size)
+
+    def _learns_in_strips(self, features: Tensor) -> bool:
+        """Whether the head's gradient is computed in the forward pass: where it is known there, and worth it."""
+        return (
+            isinstance(self.reconstruction_head, ReconstructionHead)
+            and self.options.recompute
+            and torch.is_grad_enabled()
+            and (self.enhancer is None or not self.enhancer.difference_gradient)
+            # In float16 it would vanish without the factor that the backward pass brings.
+            and torch.float16 not in (features.dtype, _autocast_dtype(features.device))
+            and not torch.compiler.is_compiling()
+        )
 
     def _enhance_by(
         self,
@@ -325,6 +343,10 @@ def _padded_sizes(image: Tensor, sizes: Sequence[tuple[int, int]] | None) -> Ten
     if sizes is None or all(tuple(size) == (image.shape[2], image.shape[3]) for size in sizes):
         return None
     return torch.tensor(sizes, dtype=torch.int64).to(image.device, non_blocking=True)
+
+
+def _autocast_dtype(device: torch.device) -> torch.dtype | None:
+    return torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else None
 
 
 def _make_head(channels: int, scale: int, options: SelfReconstructionOptions) -> Any:

@@ -8,7 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["error_inside", "mask_loss", "object_mask"]
+from srtod.ops import reconstruction_difference
+
+__all__ = ["ImageError", "mask_loss", "object_mask"]
 
 
 def object_mask(boxes: Sequence[Tensor], size: tuple[int, int], stride: int = 1) -> Tensor:
@@ -38,18 +40,61 @@ def object_mask(boxes: Sequence[Tensor], size: tuple[int, int], stride: int = 1)
     return torch.stack(masks)
 
 
-def error_inside(prediction: Tensor, image: Tensor, mask: Tensor, *, from_logits: bool) -> Tensor:
-    """The mean squared error of the pixels in a mask, `[]`; 0 where the mask is empty.
+class ImageError:
+    """How far the reconstruction of some images is off: the difference map and the loss, of all rows or of a strip.
+
+    The loss is the mean squared error (SR-TOD, Sec. 3.2). The losses of strips add up to that of all rows.
 
     Args:
-        prediction: the reconstruction in [0, 1] or its logits, `[N, 3, H, W]`.
         image: `[N, 3, H, W]` in [0, 1].
-        mask: bool `[N, 1, H, W]`.
-        from_logits: whether `prediction` is logits.
+        from_logits: whether predictions are logits, or in [0, 1].
+        sizes: (height, width) of each image without its padding, which counts in no loss; None: all pixels count.
+        mask: the pixels whose mean squared error is added to the loss, bool `[N, 1, H, W]`; None: none.
     """
-    rebuilt = prediction.sigmoid() if from_logits else prediction
-    error = (rebuilt - image).square().mean(dim=1, keepdim=True)
-    return (error * mask).sum() / mask.sum().clamp(min=1)
+
+    def __init__(
+        self,
+        image: Tensor,
+        *,
+        from_logits: bool,
+        sizes: Sequence[tuple[int, int]] | None = None,
+        mask: Tensor | None = None,
+    ) -> None:
+        self.image = image
+        self.from_logits = from_logits
+        self.sizes = sizes
+        self.mask = mask
+
+    def __call__(self, prediction: Tensor, top: int = 0) -> tuple[Tensor, Tensor]:
+        """The difference map `[N, 1, rows, W]`, and the loss `[]`, of a prediction `[N, 3, rows, W]`.
+
+        Args:
+            prediction: of the rows from `top` on.
+            top: the first row.
+        """
+        height, width = self.image.shape[2:]
+        rows = prediction.shape[2]
+        image = self.image[:, :, top : top + rows]
+        sizes = [(height, width)] * len(image) if self.sizes is None else self.sizes
+        inside = [(min(max(h - top, 0), rows), w) for h, w in sizes]
+        share = sum(h * w for h, w in inside) / sum(h * w for h, w in sizes)
+        valid_size = None
+        if self.sizes is not None:
+            valid_size = torch.tensor(inside, dtype=torch.int64).to(image.device, non_blocking=True)
+        difference, loss = reconstruction_difference(
+            prediction, image, from_logits=self.from_logits, valid_size=valid_size
+        )
+        loss = share * loss if share else torch.zeros_like(loss)  # a strip of padding has no mean
+        if self.mask is not None:
+            loss = loss + self._error_inside(prediction, image, self.mask[:, :, top : top + rows])
+        return difference, loss
+
+    def _error_inside(self, prediction: Tensor, image: Tensor, mask: Tensor) -> Tensor:
+        """These rows' part of the mean squared error of the pixels in the mask, `[]`."""
+        assert self.mask is not None
+        rebuilt = prediction.sigmoid() if self.from_logits else prediction
+        error = (rebuilt - image).square().mean(dim=1, keepdim=True)
+        return (error * mask).sum() / self.mask.sum().clamp(min=1)
 
 
 def mask_loss(logits: Tensor, mask: Tensor, valid: Tensor | None = None) -> Tensor:
