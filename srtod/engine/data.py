@@ -69,8 +69,9 @@ class DetectionData(L.LightningDataModule):
             self.name = "swarm"
             size = (config.swarm_size, config.swarm_size)
             train_seed, test_seed = SWARM_SEEDS
-            self.train_set = SwarmDataset(config.swarm_images, size, train_seed, transforms)
-            self.test_set = SwarmDataset(max(1, config.swarm_images // 5), size, test_seed)
+            test_images = config.swarm_test_images or max(1, config.swarm_images // 5)
+            self.train_set = SwarmDataset(config.swarm_images, size, train_seed, transforms, config.swarm_kind)
+            self.test_set = SwarmDataset(test_images, size, test_seed, kind=config.swarm_kind)
         else:
             if config.train_images is None or config.test_json is None:
                 missing = "train_images" if config.train_images is None else "test_json"
