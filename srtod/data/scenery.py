@@ -108,9 +108,7 @@ def extent(shape: Shape) -> tuple[float, float, float, float]:
     return (x - radius).min(), (y - radius).min(), (x + radius).max(), (y + radius).max()
 
 
-def paint(
-    random: RandomState, picture: np.ndarray, shape: Shape, contrasts: tuple[float, float] = (0.15, 0.6)
-) -> None:
+def paint(random: RandomState, picture: np.ndarray, shape: Shape, contrasts: tuple[float, float] = (0.15, 0.6)) -> None:
     """Paint a shape in one colour that stands out from the picture at its centre, mostly as a dark silhouette.
 
     Args:

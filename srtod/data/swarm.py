@@ -142,9 +142,7 @@ class SwarmDataset(DetectionDataset):
         return RandomState([self.seed, index, ("swarm", "picture").index(part)])
 
 
-def _swarm(
-    random: RandomState, size: tuple[int, int], kind: Kind = KINDS["usual"]
-) -> tuple[list[Shape], np.ndarray]:
+def _swarm(random: RandomState, size: tuple[int, int], kind: Kind = KINDS["usual"]) -> tuple[list[Shape], np.ndarray]:
     """The drones of an image and their boxes [M, 4] (x1, y1, x2, y2) in pixels; some swarms gather in a part of it."""
     size_xy = np.array(size[::-1])
     count = random.randint(NUM_DRONES[0], NUM_DRONES[1] + 1)

@@ -147,6 +147,9 @@ class DataConfig:
     train_images: str | None = option(None, "folder of the images of train-json")
     test_json: str | None = option(None, "COCO annotations to evaluate on")
     test_images: str | None = option(None, "folder of the images of test-json; none: train-images")
+    train_subset: int | None = option(
+        None, "train on so many of the training images, evenly spaced in their order; none: all", within="positive"
+    )
     swarm_images: int = option(240, "swarm set: training images", within="positive")
     swarm_test_images: int | None = option(
         None, "swarm set: images to evaluate on; none: a fifth of swarm-images", within="positive"

@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 from srtod.data import (
     CocoDataset,
     DetectionDataset,
+    DetectionSubset,
     Sample,
     SwarmDataset,
     Target,
@@ -80,6 +81,8 @@ class DetectionData(L.LightningDataModule):
             self.train_set = CocoDataset(config.train_json, config.train_images, transforms)
             self.test_set = CocoDataset(config.test_json, config.test_images or config.train_images)
             self._check_categories(config.train_json, config.test_json)
+        if config.train_subset is not None:
+            self.train_set = DetectionSubset(self.train_set, config.train_subset)
         self.unreadable = {
             kind: torch.zeros(len(dataset), dtype=torch.uint8).share_memory_()
             for kind, dataset in (("training", self.train_set), ("test", self.test_set))

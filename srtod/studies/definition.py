@@ -118,11 +118,15 @@ class Study:
         ]
 
     def _plan(self, dataset: str, variant: str, seed: int) -> Plan:
-        options = {name: _expanded(value, name, self.path) for name, value in self.written_options(dataset, variant).items()}
+        options = {
+            name: _expanded(value, name, self.path) for name, value in self.written_options(dataset, variant).items()
+        }
         control = self.variants[variant].control
         panels = options.get("panels", 0) if control is None else 0  # pictures would show the detector's own filter
         try:
-            config = TrainConfig.from_dict(options | {"seed": seed, "panels": panels, "eval_every": 1, "early_stop": None})
+            config = TrainConfig.from_dict(
+                options | {"seed": seed, "panels": panels, "eval_every": 1, "early_stop": None}
+            )
             config = TrainConfig.from_dict(config.as_dict() | {"eval_every": config.epochs})
             if control is not None:
                 check_control(control, config)
@@ -163,7 +167,9 @@ def read_study(path: str | Path) -> Study:
     if not seeds or min(seeds) < 0 or len(set(seeds)) < len(seeds):
         raise ValueError(f"{where('seeds')}: seeds must be different numbers, not negative, got {list(seeds)}")
     baseline = str(given.get("baseline", "plain"))
-    variants = {name: _variant(name, section, path) for name, section in _named(given["variants"], path, where("variants"))}
+    variants = {
+        name: _variant(name, section, path) for name, section in _named(given["variants"], path, where("variants"))
+    }
     if baseline not in variants:
         raise ValueError(f"{path} has no variant {baseline!r}, which is its baseline; add it, or set baseline")
     for variant in variants.values():
@@ -219,7 +225,9 @@ def _named(section: Any, path: Path, where: str) -> list[tuple[str, Any]]:
     for entry in section:
         if names.count(str(entry.name)) > 1:
             raise ValueError(f"{path}, line {entry.line}: {entry.name} is there twice; keep one")
-    return [(name, Section() if entry.value is None else entry.value) for name, entry in zip(names, section, strict=True)]
+    return [
+        (name, Section() if entry.value is None else entry.value) for name, entry in zip(names, section, strict=True)
+    ]
 
 
 def _checked_name(name: Any, where: str) -> str:

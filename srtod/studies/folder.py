@@ -52,12 +52,12 @@ def _lock(file: IO[str]) -> bool:
 class RunFolder:
     """The folder of one run.
 
-        plan.json    what it is to be, and the code that it began with
-        training/    the folder that `srtod.engine.train` writes
-        log.txt      what it printed, over all attempts
-        spent.json   the time that it took so far
-        run.json     what came of it, once it has finished or failed
-        lock         locked by the process that trains it
+    plan.json    what it is to be, and the code that it began with
+    training/    the folder that `srtod.engine.train` writes
+    log.txt      what it printed, over all attempts
+    spent.json   the time that it took so far
+    run.json     what came of it, once it has finished or failed
+    lock         locked by the process that trains it
     """
 
     path: Path
@@ -105,7 +105,9 @@ class RunFolder:
         except FileNotFoundError:
             return None
         except ValueError as error:
-            raise ValueError(f"{path} is damaged ({error}); remove the folder {self.path}, and the run starts anew") from None
+            raise ValueError(
+                f"{path} is damaged ({error}); remove the folder {self.path}, and the run starts anew"
+            ) from None
 
     def write(self, name: str, content: Mapping[str, Any]) -> None:
         """Writes `<name>.json`, whole or not at all."""
@@ -130,7 +132,11 @@ class RunFolder:
             found, wanted = before[name], plan[name]
             if found == wanted or (allow_commits and name != "control"):
                 continue
-            cure = "" if name == "control" else "run the code of then, or pass --allow-commits, which summary.md will say; "
+            cure = (
+                ""
+                if name == "control"
+                else "run the code of then, or pass --allow-commits, which summary.md will say; "
+            )
             raise ValueError(
                 f"{self.path} was made with {name} {found}, and now it is {wanted}; {cure}or choose another --output"
             )
@@ -171,7 +177,9 @@ class StudyFolder:
         if found is None:
             with suppress(FileNotFoundError):
                 if any(self.path.iterdir()):
-                    raise ValueError(f"{self.path} is not the folder of a study; choose another --output, a new or an empty one")
+                    raise ValueError(
+                        f"{self.path} is not the folder of a study; choose another --output, a new or an empty one"
+                    )
             self.path.mkdir(parents=True, exist_ok=True)
             with replacing(place) as file:
                 json.dump(own, file)

@@ -103,7 +103,11 @@ def run_study(
                     elif state != "done":
                         make = command or _command
                         running.append(_Running(plan, place, _start(study, plan, place, make(place, threads), threads)))
-                        report(progress.line(f"{'goes on' if state == 'stopped' else 'starts'} {plan.name}", running, failed))
+                        report(
+                            progress.line(
+                                f"{'goes on' if state == 'stopped' else 'starts'} {plan.name}", running, failed
+                            )
+                        )
                 time.sleep(POLL if running else 0)
                 for one in [one for one in running if one.process.poll() is not None]:
                     running.remove(one)
@@ -136,7 +140,7 @@ def _start(study: Study, plan: Plan, folder: RunFolder, command: Sequence[str], 
             stdout=log,
             stderr=subprocess.STDOUT,
             text=True,
-            env={**os.environ, "OMP_NUM_THREADS": str(threads), "TQDM_DISABLE": "1"},  # bars would fill the log
+            env={**os.environ, "OMP_NUM_THREADS": str(threads)},
             start_new_session=True,  # Ctrl-C reaches this process alone, which then ends the others
         )
     assert process.stdin is not None

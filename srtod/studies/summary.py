@@ -112,7 +112,9 @@ def _is_in(study: Study, run: Run) -> bool:
 
 
 def _row(study: Study, folder: StudyFolder, run: Run) -> dict[str, Any]:
-    row: dict[str, Any] = {name: run.plan[name] for name in ("study", "dataset", "variant", "control", "seed", "version")}
+    row: dict[str, Any] = {
+        name: run.plan[name] for name in ("study", "dataset", "variant", "control", "seed", "version")
+    }
     row["commit"] = " ".join(commit or "" for commit in run.plan["commits"])
     row["status"], row["command"] = run.status, repeat_command(study, run)
     row["log"] = run.folder.log.relative_to(folder.path)
@@ -148,9 +150,7 @@ def check_matched(study: Study, runs: Sequence[Run], *, allow_commits: bool = Fa
         for run in own:
             alike = [other for other in own if other.plan["variant"] == run.plan["variant"]]
             reference = next((other for other in own if other.plan["variant"] == _baseline(study, run)), alike[0])
-            ours, theirs = (
-                defaults | study.written_options(dataset, one.plan["variant"]) for one in (run, reference)
-            )
+            ours, theirs = (defaults | study.written_options(dataset, one.plan["variant"]) for one in (run, reference))
             _check_options(study, run, ours)
             allowed = {name for name in ours if ours[name] != theirs[name]}
             for name, value, other in _compared(run, reference, allow_commits):
@@ -171,7 +171,8 @@ def _check_options(study: Study, run: Run, written: Mapping[str, Any]) -> None:
     for name in written.keys() - fixed:
         value = written[name]
         value = list(value) if isinstance(value, tuple) else value
-        if run.plan["options"][name] != value and not isinstance(value, str):
+        is_known = not (isinstance(value, str) and "${" in value)
+        if is_known and run.plan["options"][name] != value:
             raise ValueError(
                 f"{run.name} was trained with {name} {run.plan['options'][name]!r}, and {study.path} says {value!r}; "
                 f"put it back, or choose another --output"
@@ -185,7 +186,9 @@ def _compared(run: Run, reference: Run, allow_commits: bool) -> list[tuple[str, 
         for name in sorted(run.record["options"].keys() | reference.record["options"].keys())
         if name not in UNMATCHED
     ]
-    pairs += [(f"the {kind} set", run.record["data"][kind], reference.record["data"][kind]) for kind in ("training", "test")]
+    pairs += [
+        (f"the {kind} set", run.record["data"][kind], reference.record["data"][kind]) for kind in ("training", "test")
+    ]
     pairs.append(("weights", run.record["weights"], reference.record["weights"]))
     if not allow_commits:
         pairs += [(name, run.record[name], reference.record[name]) for name in ("version", "commit")]
@@ -209,8 +212,13 @@ def _text(study: Study, runs: Sequence[Run], done: Sequence[Run]) -> str:
     parts.append(_others(runs, done))
     commits = sorted({(run.record["version"], run.record["commit"]) for run in done})
     if len(commits) > 1:
-        lines = [f"- srtod {version}, {commit or 'installed'}: {sum((run.record['version'], run.record['commit']) == (version, commit) for run in done)} runs" for version, commit in commits]
-        parts.append("## Code\n\n**The runs are of different code.** Their differences may come from it.\n\n" + "\n".join(lines))
+        lines = [
+            f"- srtod {version}, {commit or 'installed'}: {sum((run.record['version'], run.record['commit']) == (version, commit) for run in done)} runs"
+            for version, commit in commits
+        ]
+        parts.append(
+            "## Code\n\n**The runs are of different code.** Their differences may come from it.\n\n" + "\n".join(lines)
+        )
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
@@ -218,7 +226,10 @@ def _means(study: Study, runs: Sequence[Run]) -> str:
     rows = []
     for variant, own in _by_variant(study, runs):
         cells = [_mean_cell([run.metric(name) for run in own], 1) for name in METRICS]
-        cells += [_mean_cell([run.record[name] for run in own], digits) for name, digits in (("filter_share", 3), ("filter_precision", 3), ("filter_recall", 3), ("psnr", 1))]
+        cells += [
+            _mean_cell([run.record[name] for run in own], digits)
+            for name, digits in (("filter_share", 3), ("filter_precision", 3), ("filter_recall", 3), ("psnr", 1))
+        ]
         rows.append([_shown(study, variant), str(len(own)), *cells])
     return _table(["variant", "seeds", *METRICS, "filter share", "precision", "recall", "PSNR"], rows)
 
