@@ -74,7 +74,7 @@ class SwarmDataset(DetectionDataset):
         kind: one of `KINDS`.
 
     Raises:
-        ValueError: if there is no image, a side is too short for a swarm, the seed is out of range, or the kind unknown.
+        ValueError: if there is no image, a side is too short for a swarm, or the seed or the kind is not as above.
     """
 
     def __init__(

@@ -157,18 +157,18 @@ def read_study(path: str | Path) -> Study:
         if name not in given:
             raise ValueError(f"{path} has no {name}; a study has {', '.join(FIELDS)}")
 
-    def where(name: str) -> str:
+    def at(name: str) -> str:
         return f"{path}, line {lines[name]}"
 
     try:
         seeds = read_value(Kind(int, many=True), given.get("seeds", [0]))
     except ValueError as error:
-        raise ValueError(f"{where('seeds')}: seeds {error}") from None
+        raise ValueError(f"{at('seeds')}: seeds {error}") from None
     if not seeds or min(seeds) < 0 or len(set(seeds)) < len(seeds):
-        raise ValueError(f"{where('seeds')}: seeds must be different numbers, not negative, got {list(seeds)}")
+        raise ValueError(f"{at('seeds')}: seeds must be different numbers, not negative, got {list(seeds)}")
     baseline = str(given.get("baseline", "plain"))
     variants = {
-        name: _variant(name, section, path) for name, section in _named(given["variants"], path, where("variants"))
+        name: _variant(name, section, path) for name, section in _named(given["variants"], path, at("variants"))
     }
     if baseline not in variants:
         raise ValueError(f"{path} has no variant {baseline!r}, which is its baseline; add it, or set baseline")
@@ -179,12 +179,12 @@ def read_study(path: str | Path) -> Study:
     are_baselines = {baseline, *(variant.baseline for variant in variants.values())}
     return Study(
         path=path,
-        name=_checked_name(given["name"], where("name")),
+        name=_checked_name(given["name"], at("name")),
         seeds=seeds,
         options=_options(given.get("options", Section()), path, "options"),
         datasets={
             name: _options(section, path, f"data set {name}")
-            for name, section in _named(given["datasets"], path, where("datasets"))
+            for name, section in _named(given["datasets"], path, at("datasets"))
         },
         variants={
             name: Variant(

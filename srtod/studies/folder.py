@@ -172,7 +172,8 @@ class StudyFolder:
             found = {"name": "a damaged file"}
         if found is not None and found != own:
             raise ValueError(
-                f"{self.path} is the folder of another study ({found.get('name')}), this one is {study.name}; choose another --output"
+                f"{self.path} is the folder of another study ({found.get('name')}), and this one is {study.name}; "
+                f"choose another --output"
             )
         if found is None:
             with suppress(FileNotFoundError):

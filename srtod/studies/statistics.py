@@ -17,7 +17,7 @@ class Mean(NamedTuple):
 
     mean: float
     deviation: float
-    count: int
+    values: int
 
 
 class Difference(NamedTuple):
@@ -63,12 +63,12 @@ def paired_difference(values: Mapping[int, float], baseline: Mapping[int, float]
     each = {seed: values[seed] - baseline[seed] for seed in sorted(values.keys() & baseline.keys())}
     if not each:
         return None
-    middle, deviation, count = mean(list(each.values()))
-    if count < 2:
+    middle, deviation, pairs = mean(list(each.values()))
+    if pairs < 2:
         return Difference(middle, math.nan, math.nan, each)
     if deviation == 0:
         return Difference(middle, middle, middle, each)
     from scipy.stats import t
 
-    low, high = t.interval(CONFIDENCE, count - 1, loc=middle, scale=deviation / math.sqrt(count))
+    low, high = t.interval(CONFIDENCE, pairs - 1, loc=middle, scale=deviation / math.sqrt(pairs))
     return Difference(middle, float(low), float(high), each)

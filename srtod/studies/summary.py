@@ -5,8 +5,8 @@ from __future__ import annotations
 import csv
 import math
 import shlex
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from pathlib import Path
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from matplotlib.figure import Figure
@@ -16,7 +16,7 @@ from srtod.engine import TrainConfig
 from srtod.engine.run import CHANGEABLE, PATHS
 
 from .definition import Study
-from .folder import RunFolder, StudyFolder, locked
+from .folder import RunFolder, StudyFolder
 from .statistics import Difference, Mean, mean, paired_difference
 
 __all__ = ["COLUMNS", "METRICS", "Run", "check_matched", "read_runs", "write_summary"]
@@ -27,6 +27,9 @@ COLUMNS = (
     "study", "dataset", "variant", "control", "seed", "status", *METRICS, *FILTER, "seconds", "device", "version",
     "commit", "command", "error", "log",
 )  # fmt: skip
+
+ABOUT = """AP and its kind are x 100, by the AI-TOD metric, of the last checkpoint. A deviation is of the sample. A
+difference is the mean over the seeds that both variants have. Its interval has 95 % by Student's t."""
 
 UNMATCHED = CHANGEABLE | {"output", "resume", "seed", "wandb", "weights", "save_every"}
 """Options that two runs may differ in: they do not alter what is compared, or, as weights, are compared otherwise."""
@@ -201,8 +204,7 @@ def _compared(run: Run, reference: Run, allow_commits: bool) -> list[tuple[str, 
 def _text(study: Study, runs: Sequence[Run], done: Sequence[Run]) -> str:
     parts = [
         f"# {study.name}",
-        "AP and its kind are x 100, by the AI-TOD metric, of the last checkpoint. A deviation is of the sample. "
-        "A difference is the mean over the seeds that both variants have. Its interval has 95 % by Student's t.",
+        ABOUT,
     ]
     for dataset in study.datasets:
         own = [run for run in done if run.plan["dataset"] == dataset]
@@ -210,16 +212,17 @@ def _text(study: Study, runs: Sequence[Run], done: Sequence[Run]) -> str:
             parts += [f"## {dataset}", _means(study, own), _differences(study, own)]
     parts.append(_variants(study))
     parts.append(_others(runs, done))
-    commits = sorted({(run.record["version"], run.record["commit"]) for run in done})
-    if len(commits) > 1:
-        lines = [
-            f"- srtod {version}, {commit or 'installed'}: {sum((run.record['version'], run.record['commit']) == (version, commit) for run in done)} runs"
-            for version, commit in commits
-        ]
-        parts.append(
-            "## Code\n\n**The runs are of different code.** Their differences may come from it.\n\n" + "\n".join(lines)
-        )
+    parts.append(_code(done))
     return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _code(runs: Sequence[Run]) -> str:
+    """Which code the runs are of, where it is not the same."""
+    code = Counter(f"srtod {run.record['version']}, commit {run.record['commit'] or 'not known'}" for run in runs)
+    if len(code) < 2:
+        return ""
+    lines = [f"- {name}: {count} runs" for name, count in code.items()]
+    return "\n".join(["## Code", "", "**The runs are of different code.** Differences may come from it.", "", *lines])
 
 
 def _means(study: Study, runs: Sequence[Run]) -> str:
@@ -242,7 +245,9 @@ def _differences(study: Study, runs: Sequence[Run]) -> str:
         found = [difference(study, runs, variant, name) for name in METRICS]
         if found[0] is not None:
             cells = ["-" if one is None else _difference_cell(one) for one in found]
-            rows.append([_shown(study, variant), study.variants[variant].baseline, str(len(found[0].each)), *cells])
+            rows.append(
+                [_shown(study, variant), str(study.variants[variant].baseline), str(len(found[0].each)), *cells]
+            )
     return _table(["variant", "minus", "pairs", *METRICS], rows) if rows else ""
 
 

@@ -1,4 +1,4 @@
-"""The process of one run: `python -m srtod.studies.worker FOLDER`, with the run's plan as JSON on its standard input."""
+"""The process of one run: `python -m srtod.studies.worker FOLDER THREADS`, with the plan as JSON on its input."""
 
 from __future__ import annotations
 

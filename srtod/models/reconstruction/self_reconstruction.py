@@ -92,7 +92,7 @@ class SelfReconstruction(nn.Module):
         observer: called with the filter `[N, 1, h, w]` and the images' sizes (None without padding) at each forward
             pass that makes one, in training and inference; None for nobody.
         replacement: gives the map that guides the enhancement in place of the difference map `[N, 1, H, W]`, from that
-            map, the level's size (h, w) and the images' sizes; for experiments with other filters. None: the map itself.
+            map, the level's size (h, w) and the images' sizes: for experiments with other filters. None: itself.
 
     Raises:
         TypeError: if an option is unknown.
