@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
-import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -22,7 +22,7 @@ def test_the_command_tells_what_was_wrong(write: Callable[[str], Path], monkeypa
         main([path, "--jobs", "0"])
     with pytest.raises(SystemExit):
         main([path, "--shard", "two"])
-    monkeypatch.setitem(__import__("sys").modules, "scipy.stats", None)
+    monkeypatch.setitem(sys.modules, "scipy.stats", None)
     with pytest.raises(ValueError, match="need SciPy, which is not installed; pip install scipy"):
         main([path])
 
@@ -57,7 +57,7 @@ def test_a_small_study_from_end_to_end(write: Callable[[str], Path], tmp_path: P
                 "    if len(saves) == 3:\n        os.kill(os.getpid(), 9)\n"
                 "Checkpoints._save = kill\nfrom srtod.studies.worker import main\nmain()"
             )
-            return [__import__("sys").executable, "-c", code, str(folder.path), str(threads)]  # type: ignore[attr-defined]
+            return [sys.executable, "-c", code, str(folder.path), str(threads)]
 
         patch.setattr("srtod.studies.runs._command", killed)
         with pytest.raises(SystemExit):
@@ -78,4 +78,4 @@ def test_a_small_study_from_end_to_end(write: Callable[[str], Path], tmp_path: P
     with pytest.raises(ValueError, match=r"control: shuffled"):
         load_detector(place / checkpoint)
     load_detector(out / "runs/easy/plain/seed_0" / checkpoint)
-    assert subprocess.run(["ls", str(out / "summary.png")], check=True, capture_output=True).returncode == 0
+    assert (out / "summary.png").is_file()
