@@ -49,7 +49,7 @@ class TrainedRun(NamedTuple):
         return self.folder / BEST
 
 
-def train(config: TrainConfig, make_module: MakeModule = DetectionModule) -> TrainedRun:
+def train(config: TrainConfig, make_module: MakeModule | None = None) -> TrainedRun:
     """Trains a detector and evaluates it during training.
 
     Under one seed, runs with and without self-reconstruction start from the same weights in all that they share. They
@@ -59,7 +59,7 @@ def train(config: TrainConfig, make_module: MakeModule = DetectionModule) -> Tra
 
     Args:
         config: the run.
-        make_module: makes the module that is trained, from what `DetectionModule` takes.
+        make_module: makes the module that is trained, from what `DetectionModule` takes; None: that one.
 
     Returns:
         The run. If there are several processes, only the first writes to its folder; the others return no metrics.
@@ -81,7 +81,7 @@ def train(config: TrainConfig, make_module: MakeModule = DetectionModule) -> Tra
     data = DetectionData(config.data, config.seed)
     run = Run.open(config, data)
     L.seed_everything(run.config.seed, verbose=False)
-    module = make_module(run.config, data.train_set.class_names, data.train_set.category_ids)
+    module = (make_module or DetectionModule)(run.config, data.train_set.class_names, data.train_set.category_ids)
     run = run.begin(module.description)
     trainer = make_trainer(run, data)
     if not run.finished:

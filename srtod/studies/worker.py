@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from srtod._support.errors import first_line
-from srtod.engine import DetectionModule, TrainConfig, train
+from srtod.engine import TrainConfig, train
 from srtod.engine.callbacks.checkpoints import BEST, LAST, best_detections
 from srtod.engine.report import SUMMARY
 from srtod.engine.run import read_run
@@ -88,7 +88,7 @@ def _train(folder: RunFolder, plan: Mapping[str, Any], threads: int) -> None:
     start = time.time()
     folder.write("spent", {"seconds": seconds, "since": start})
     control = plan["control"]
-    train(config, DetectionModule if control is None else partial(ControlledModule, control))
+    train(config, None if control is None else partial(ControlledModule, control))
     folder.write("spent", {"seconds": seconds + time.time() - start, "since": time.time()})
 
 
