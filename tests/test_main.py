@@ -128,6 +128,7 @@ ARGUMENTS = {
     "evaluate": ["a.json", "b.json"],
     "inspect": ["."],
     "predict": ["a.ckpt", ".", "out"],
+    "study": ["a.yaml"],
 }
 
 

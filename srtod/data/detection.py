@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from functools import cached_property
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -12,7 +13,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision import tv_tensors
 
-__all__ = ["DetectionDataset", "Sample", "Target", "collate"]
+__all__ = ["DetectionDataset", "DetectionSubset", "Sample", "Target", "collate"]
 
 Target: TypeAlias = dict[str, Any]
 Sample: TypeAlias = tuple[Tensor, Target]
@@ -71,6 +72,40 @@ class DetectionDataset(Dataset[Sample], ABC):
         }
         image = tv_tensors.Image(image)
         return (image, target) if self.transforms is None else self.transforms(image, target)
+
+
+class DetectionSubset(DetectionDataset):
+    """Some of the images of a data set, evenly spaced in its order.
+
+    Args:
+        dataset: the data set, whose transforms stay.
+        num_images: number of images.
+
+    Raises:
+        ValueError: if the data set has fewer images.
+    """
+
+    def __init__(self, dataset: DetectionDataset, num_images: int) -> None:
+        if num_images > len(dataset):
+            raise ValueError(f"the set has {len(dataset)} images, {num_images} cannot be taken of them")
+        self.dataset = dataset
+        self.class_names, self.category_ids = dataset.class_names, dataset.category_ids
+        self.transforms = dataset.transforms
+        self._positions = [number * len(dataset) // num_images for number in range(num_images)]
+
+    @cached_property
+    def ground_truth(self) -> dict[str, Any]:
+        whole = self.dataset.ground_truth
+        images = [whole["images"][position] for position in self._positions]
+        ids = {image["id"] for image in images}
+        annotations = [entry for entry in whole["annotations"] if entry["image_id"] in ids]
+        return {**whole, "images": images, "annotations": annotations}
+
+    def __len__(self) -> int:
+        return len(self._positions)
+
+    def __getitem__(self, index: int) -> Sample:
+        return self.dataset[self._positions[index]]
 
 
 def _bounding_boxes(boxes: np.ndarray, canvas_size: tuple[int, int]) -> tv_tensors.BoundingBoxes:

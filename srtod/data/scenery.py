@@ -108,14 +108,21 @@ def extent(shape: Shape) -> tuple[float, float, float, float]:
     return (x - radius).min(), (y - radius).min(), (x + radius).max(), (y + radius).max()
 
 
-def paint(random: RandomState, picture: np.ndarray, shape: Shape) -> None:
-    """Paint a shape in one colour that stands out from the picture at its centre, mostly as a dark silhouette."""
+def paint(random: RandomState, picture: np.ndarray, shape: Shape, contrasts: tuple[float, float] = (0.15, 0.6)) -> None:
+    """Paint a shape in one colour that stands out from the picture at its centre, mostly as a dark silhouette.
+
+    Args:
+        random: where contrast and colour come from.
+        picture: what it is painted in.
+        shape: the shape, in pixels of the picture.
+        contrasts: least and most contrast with the picture, of a range of 1.
+    """
     height, width = picture.shape[:2]
     x1, y1, x2, y2 = extent(shape)
     left, top = max(int(x1) - 1, 0), max(int(y1) - 1, 0)
     patch = picture[top : int(y2) + 2, left : int(x2) + 2]
     behind = float(picture[min(int((y1 + y2) / 2), height - 1), min(int((x1 + x2) / 2), width - 1), 1])
-    contrast = uniform(random, 0.15, 0.6)
+    contrast = uniform(random, *contrasts)
     darker = behind > contrast and (behind + contrast > 1 or random.random_sample() < 0.7)
     grey = behind - contrast if darker else behind + contrast
     colour = (grey + 0.1 * (random.random_sample(3) - 0.5)).clip(0, 1)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -21,13 +21,33 @@ from torch import Tensor
 from .detection import DetectionDataset, Sample, Target
 from .scenery import Shape, background, camera, extent, paint, uniform
 
-__all__ = ["SwarmDataset"]
+__all__ = ["KINDS", "MIN_SIDE", "SwarmDataset"]
+
+
+class Kind(NamedTuple):
+    """How hard the images of a swarm set are.
+
+    Attributes:
+        drone_size: smallest and largest drone: square root of the box area, in pixels.
+        contrasts: least and most contrast of drones and birds with what is behind them, of a range of 1.
+        birds: fewest and most birds in an image.
+        bird_size: smallest and largest bird: half of its span, in pixels.
+    """
+
+    drone_size: tuple[float, float] = (3.0, 16.0)
+    contrasts: tuple[float, float] = (0.15, 0.6)
+    birds: tuple[int, int] = (0, 6)
+    bird_size: tuple[float, float] = (2.0, 6.0)
+
+
+KINDS = {
+    "usual": Kind(),
+    "hard": Kind(drone_size=(3.0, 8.0), contrasts=(0.08, 0.3), birds=(10, 30), bird_size=(1.5, 4.0)),
+}
+"""The kinds of swarm sets by name."""
 
 NUM_DRONES = (10, 60)
 """Fewest and most drones in an image."""
-
-DRONE_SIZE = (3.0, 16.0)
-"""Smallest and largest drone: square root of the box area, in pixels."""
 
 MIN_SIDE = 128
 """Smallest side of an image, in pixels, that holds the largest swarm with little overlap."""
@@ -39,6 +59,8 @@ _PLACEMENTS = 50  # tries before an overlap is put up with
 class SwarmDataset(DetectionDataset):
     """Generated images of 10-60 drones of 3-16 px (square root of the box area), one class, made on the fly.
 
+    Of kind "hard" the drones have 3-8 px and little contrast, among 10-30 birds of their size.
+
     Drones are anti-aliased multicopters and fixed-wing craft of random kind, attitude, contrast and sub-pixel
     position; the boxes are tight, with little overlap. Birds and lit windows are there to be told apart, and are not
     annotated. Image `index` depends on `seed` and `index` alone, so sets of other seeds share no image: train on one
@@ -49,9 +71,10 @@ class SwarmDataset(DetectionDataset):
         size: height and width of the images in pixels, each at least 128.
         seed: which set, a non-negative integer below 2**32.
         transforms: called as `transforms(image, target)` on every sample.
+        kind: one of `KINDS`.
 
     Raises:
-        ValueError: if there is no image, a side is too short for a swarm, or the seed is out of range.
+        ValueError: if there is no image, a side is too short for a swarm, or the seed or the kind is not as above.
     """
 
     def __init__(
@@ -60,6 +83,7 @@ class SwarmDataset(DetectionDataset):
         size: tuple[int, int] = (256, 256),
         seed: int = 0,
         transforms: Callable[[Tensor, Target], Sample] | None = None,
+        kind: str = "usual",
     ) -> None:
         if num_images < 1:
             raise ValueError(f"num_images must be at least 1, got {num_images}")
@@ -67,10 +91,13 @@ class SwarmDataset(DetectionDataset):
             raise ValueError(f"size must be (height, width) of at least {MIN_SIDE} pixels each, got {tuple(size)}")
         if not 0 <= seed < 2**32:
             raise ValueError(f"seed must be in 0..2**32-1, got {seed}")
+        if kind not in KINDS:
+            raise ValueError(f"kind must be one of {', '.join(KINDS)}, got {kind!r}")
         self.num_images = num_images
         self.size = size
         self.seed = seed
         self.transforms = transforms
+        self.kind = KINDS[kind]
         self.class_names = ["drone"]
         self.category_ids = [1]
 
@@ -81,7 +108,7 @@ class SwarmDataset(DetectionDataset):
         annotations: list[dict[str, Any]] = []
         for index in range(len(self)):
             images.append({"id": index + 1, "file_name": self._file_name(index), "width": width, "height": height})
-            _, boxes = _swarm(self._random(index, "swarm"), self.size)
+            _, boxes = _swarm(self._random(index, "swarm"), self.size, self.kind)
             for x1, y1, x2, y2 in boxes.tolist():
                 annotations.append(
                     {
@@ -101,8 +128,8 @@ class SwarmDataset(DetectionDataset):
     def __getitem__(self, index: int) -> Sample:
         if not 0 <= index < len(self):
             raise IndexError(f"index {index} is outside a set of {len(self)} images")
-        drones, boxes = _swarm(self._random(index, "swarm"), self.size)
-        pixels = _picture(self._random(index, "picture"), self.size, drones)
+        drones, boxes = _swarm(self._random(index, "swarm"), self.size, self.kind)
+        pixels = _picture(self._random(index, "picture"), self.size, drones, self.kind)
         image = torch.from_numpy(pixels).permute(2, 0, 1).to(torch.float32, memory_format=torch.contiguous_format)
         labels = np.ones(len(boxes), dtype=np.int64)
         return self._sample(image.div_(255), boxes, labels, index + 1, self._file_name(index), ignore=np.empty((0, 4)))
@@ -115,7 +142,7 @@ class SwarmDataset(DetectionDataset):
         return RandomState([self.seed, index, ("swarm", "picture").index(part)])
 
 
-def _swarm(random: RandomState, size: tuple[int, int]) -> tuple[list[Shape], np.ndarray]:
+def _swarm(random: RandomState, size: tuple[int, int], kind: Kind = KINDS["usual"]) -> tuple[list[Shape], np.ndarray]:
     """The drones of an image and their boxes [M, 4] (x1, y1, x2, y2) in pixels; some swarms gather in a part of it."""
     size_xy = np.array(size[::-1])
     count = random.randint(NUM_DRONES[0], NUM_DRONES[1] + 1)
@@ -126,7 +153,7 @@ def _swarm(random: RandomState, size: tuple[int, int]) -> tuple[list[Shape], np.
     for drone in range(count):
         shape = _multicopter(random) if random.random_sample() < 0.8 else _fixed_wing(random)
         x1, y1, x2, y2 = extent(shape)
-        shape[:, :5] *= _side(random) / np.sqrt((x2 - x1) * (y2 - y1))
+        shape[:, :5] *= _side(random, kind.drone_size) / np.sqrt((x2 - x1) * (y2 - y1))
         x1, y1, x2, y2 = extent(shape)
         sides = np.array([x2 - x1, y2 - y1])
         for attempt in range(_PLACEMENTS):
@@ -140,10 +167,10 @@ def _swarm(random: RandomState, size: tuple[int, int]) -> tuple[list[Shape], np.
     return drones, boxes
 
 
-def _side(random: RandomState) -> float:
+def _side(random: RandomState, sizes: tuple[float, float]) -> float:
     """The square root of a box's area, in pixels; the small ones are the most."""
     share = random.random_sample()
-    return DRONE_SIZE[0] + (DRONE_SIZE[1] - DRONE_SIZE[0]) * share * (0.5 + 0.5 * share)
+    return sizes[0] + (sizes[1] - sizes[0]) * share * (0.5 + 0.5 * share)
 
 
 def _overlap(box: np.ndarray, others: np.ndarray) -> float:
@@ -208,15 +235,15 @@ def _rotate(vector: tuple[float, float], turn: tuple[float, float]) -> tuple[flo
     return vector[0] * turn[0] - vector[1] * turn[1], vector[0] * turn[1] + vector[1] * turn[0]
 
 
-def _picture(random: RandomState, size: tuple[int, int], drones: list[Shape]) -> np.ndarray:
-    """The picture, uint8 [H, W, 3], of the drones among up to six birds."""
+def _picture(random: RandomState, size: tuple[int, int], drones: list[Shape], kind: Kind) -> np.ndarray:
+    """The picture, uint8 [H, W, 3], of the drones among birds."""
     picture = background(random, size)
     height, width = size
-    for _ in range(random.randint(0, 7)):
+    for _ in range(random.randint(kind.birds[0], kind.birds[1] + 1)):
         bird = _bird(random)
-        bird[:, :5] *= uniform(random, 2.0, 6.0)
+        bird[:, :5] *= uniform(random, *kind.bird_size)
         bird[:, :4] += np.array([width, height, width, height]) * np.tile(random.random_sample(2), 2)
-        paint(random, picture, bird)
+        paint(random, picture, bird, kind.contrasts)
     for drone in drones:
-        paint(random, picture, drone)
+        paint(random, picture, drone, kind.contrasts)
     return camera(random, picture)

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from srtod._support.fields import build, check_ranges, flat, option
 from srtod.data.layouts import layout_names
-from srtod.data.swarm import MIN_SIDE
+from srtod.data.swarm import KINDS, MIN_SIDE
 from srtod.models import ANCHORS, DETECTORS
 from srtod.models.backbones import default_trainable_layers
 from srtod.models.reconstruction import SelfReconstructionOptions
@@ -147,7 +147,16 @@ class DataConfig:
     train_images: str | None = option(None, "folder of the images of train-json")
     test_json: str | None = option(None, "COCO annotations to evaluate on")
     test_images: str | None = option(None, "folder of the images of test-json; none: train-images")
-    swarm_images: int = option(240, "swarm set: training images; a fifth as many to evaluate on", within="positive")
+    train_subset: int | None = option(
+        None, "train on so many of the training images, evenly spaced in their order; none: all", within="positive"
+    )
+    swarm_images: int = option(240, "swarm set: training images", within="positive")
+    swarm_test_images: int | None = option(
+        None, "swarm set: images to evaluate on; none: a fifth of swarm-images", within="positive"
+    )
+    swarm_kind: Literal[tuple(KINDS)] = option(  # type: ignore[valid-type]
+        "usual", "swarm set: drones of 3-16 px, or for hard of 3-8 px, with little contrast, among more birds"
+    )
     swarm_size: int = option(192, f"swarm set: side of the images, in pixels, at least {MIN_SIDE}", within="positive")
     horizontal_flip: float = option(
         0.5, "probability of the horizontal flip in training", within="share", near=("fliplr",)

@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 from srtod.data import (
     CocoDataset,
     DetectionDataset,
+    DetectionSubset,
     Sample,
     SwarmDataset,
     Target,
@@ -69,8 +70,9 @@ class DetectionData(L.LightningDataModule):
             self.name = "swarm"
             size = (config.swarm_size, config.swarm_size)
             train_seed, test_seed = SWARM_SEEDS
-            self.train_set = SwarmDataset(config.swarm_images, size, train_seed, transforms)
-            self.test_set = SwarmDataset(max(1, config.swarm_images // 5), size, test_seed)
+            test_images = config.swarm_test_images or max(1, config.swarm_images // 5)
+            self.train_set = SwarmDataset(config.swarm_images, size, train_seed, transforms, config.swarm_kind)
+            self.test_set = SwarmDataset(test_images, size, test_seed, kind=config.swarm_kind)
         else:
             if config.train_images is None or config.test_json is None:
                 missing = "train_images" if config.train_images is None else "test_json"
@@ -79,6 +81,8 @@ class DetectionData(L.LightningDataModule):
             self.train_set = CocoDataset(config.train_json, config.train_images, transforms)
             self.test_set = CocoDataset(config.test_json, config.test_images or config.train_images)
             self._check_categories(config.train_json, config.test_json)
+        if config.train_subset is not None:
+            self.train_set = DetectionSubset(self.train_set, config.train_subset)
         self.unreadable = {
             kind: torch.zeros(len(dataset), dtype=torch.uint8).share_memory_()
             for kind, dataset in (("training", self.train_set), ("test", self.test_set))

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from srtod._support.entries import Section, read_entries
 from srtod._support.fields import Kind, groups, near_names, read_value
 from srtod._support.suggestions import did_you_mean
 
 from .config import TrainConfig
 
-__all__ = ["describe_presets", "preset_names", "read_config"]
+__all__ = ["describe_presets", "preset_names", "read_config", "read_options"]
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 PARTS = "base/"  # what presets are put together from: not runs of their own
@@ -70,24 +68,38 @@ def _find(name: str, folder: Path) -> Path:
     return shipped[name]
 
 
-def _resolve(path: Path, above: tuple[Path, ...]) -> dict[str, Any]:
-    """The options of a file over those of the files that it extends; `above` led to it."""
-    chain = (*above, path.resolve())
-    if chain[-1] in above:
-        raise ValueError(f"{path} extends itself ({' -> '.join(file.name for file in chain)}); take one `extends` out")
-    own = _read(path)
+def read_options(section: Section, path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """The options that the entries of a file set, over those of the configurations that they extend.
+
+    Args:
+        section: the entries.
+        path: their file.
+        above: the files that led to it along `extends`.
+
+    Raises:
+        FileNotFoundError, ValueError: as `read_config`.
+    """
+    own = _checked(section, path)
     options: dict[str, Any] = {}
     for name in own.pop(EXTENDS, ()):
-        options |= _resolve(_find(name, path.parent), chain)
+        options |= _resolve(_find(name, path.parent), above)
     return options | own
 
 
-def _read(path: Path) -> dict[str, Any]:
-    """What one file says, checked; `extends` as a tuple of names."""
+def _resolve(path: Path, above: tuple[Path, ...]) -> dict[str, Any]:
+    """The options of a file; `above` led to it."""
+    chain = (*above, path.resolve())
+    if chain[-1] in above:
+        raise ValueError(f"{path} extends itself ({' -> '.join(file.name for file in chain)}); take one `extends` out")
+    return read_options(read_entries(path), path, chain)
+
+
+def _checked(section: Section, path: Path) -> dict[str, Any]:
+    """What the entries say, checked; `extends` as a tuple of names."""
     kinds = {name: kind for group in groups(TrainConfig) for name, (_, kind) in group.fields.items()}
     kinds[EXTENDS] = Kind(str, many=True)
     options: dict[str, Any] = {}
-    for name, value, line in _entries(path):
+    for name, value, line in section:
         where = f"{path}, line {line}"
         if name not in kinds:
             hint = did_you_mean(str(name).replace("-", "_"), kinds, near_names(TrainConfig))
@@ -100,22 +112,3 @@ def _read(path: Path) -> dict[str, Any]:
         except ValueError as error:
             raise ValueError(f"{where}: {name} {error}") from None
     return options
-
-
-def _entries(path: Path) -> Iterator[tuple[Any, Any, int]]:
-    """Key, value and line of each entry of a YAML file."""
-    try:
-        loader = yaml.SafeLoader(path.read_text(encoding="utf-8"))
-        node = loader.get_single_node()
-        entries = [] if node is None else node.value if isinstance(node, yaml.MappingNode) else None
-        if entries is None:
-            raise ValueError(f"{path} must have one `option: value` a line")
-        for key, value in entries:
-            line = key.start_mark.line + 1
-            yield loader.construct_object(key, deep=True), loader.construct_object(value, deep=True), line
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = path if mark is None else f"{path}, line {mark.line + 1}"
-        raise ValueError(f"{where}: not valid YAML ({getattr(error, 'problem', None) or error})") from None
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not text in UTF-8 ({error.reason})") from None

@@ -111,10 +111,13 @@ def write_report(
     return evaluation
 
 
-def source_commit() -> str | None:
+def source_commit(*paths: str) -> str | None:
     """The git commit of the checkout that srtod runs from, with `+changes` behind it if files differ from it.
 
     None if srtod is installed: then its version says what ran.
+
+    Args:
+        paths: files and folders of the checkout; the latest commit that changed one of them counts. None: all.
     """
     root = Path(__file__).resolve().parents[2]
 
@@ -126,7 +129,8 @@ def source_commit() -> str | None:
     try:
         if Path(git("rev-parse", "--show-toplevel")).resolve() != root:  # installed somewhere in another checkout
             return None
-        return git("rev-parse", "HEAD") + ("+changes" if git("status", "--porcelain", "--untracked-files=no") else "")
+        changed = git("status", "--porcelain", "--untracked-files=no", "--", *paths)
+        return git("log", "-1", "--format=%H", "--", *paths) + ("+changes" if changed else "")
     except (OSError, subprocess.CalledProcessError):
         return None
 

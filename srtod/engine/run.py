@@ -20,7 +20,7 @@ from srtod._version import __version__
 from srtod.data import DetectionDataset
 from srtod.models import ANCHORS
 from srtod.models.anchors import fit_anchor_scale
-from srtod.models.checkpoint import DESCRIPTION, METRICS, read_checkpoint
+from srtod.models.checkpoint import CONTROL, DESCRIPTION, METRICS, read_checkpoint
 
 from .callbacks.checkpoints import LAST, RANDOM_STATE
 from .config import TrainConfig
@@ -251,7 +251,8 @@ def _check_same_data(
 def _check_same_detector(checkpoint: Path, saved: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
     """Raises a ValueError if the checkpoint's detector is not the wanted one, by their descriptions."""
     expected, found = (
-        {**which["model"], **{key: which[key] for key in ("class_names", "category_ids")}} for which in (wanted, saved)
+        {**which["model"], **{key: which.get(key) for key in ("class_names", "category_ids", CONTROL)}}
+        for which in (wanted, saved)
     )
     for name in {"name": None} | expected | found:
         if expected.get(name) != found.get(name):

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import lightning as L
 import torch
 
-from srtod.models.checkpoint import load_detector, read_checkpoint
+from srtod.models.checkpoint import read_checkpoint, restore_detector
 
 from .callbacks.checkpoints import BEST, LAST, best_detections
 from .callbacks.evaluation import as_coco
@@ -25,6 +26,8 @@ from .run import Run, with_saved_options
 from .trainer import make_trainer
 
 __all__ = ["TrainedRun", "train"]
+
+MakeModule: TypeAlias = Callable[[TrainConfig, Sequence[str], Sequence[int]], DetectionModule]
 
 
 class TrainedRun(NamedTuple):
@@ -46,7 +49,7 @@ class TrainedRun(NamedTuple):
         return self.folder / BEST
 
 
-def train(config: TrainConfig) -> TrainedRun:
+def train(config: TrainConfig, make_module: MakeModule | None = None) -> TrainedRun:
     """Trains a detector and evaluates it during training.
 
     Under one seed, runs with and without self-reconstruction start from the same weights in all that they share. They
@@ -56,6 +59,7 @@ def train(config: TrainConfig) -> TrainedRun:
 
     Args:
         config: the run.
+        make_module: makes the module that is trained, from what `DetectionModule` takes; None: that one.
 
     Returns:
         The run. If there are several processes, only the first writes to its folder; the others return no metrics.
@@ -77,7 +81,7 @@ def train(config: TrainConfig) -> TrainedRun:
     data = DetectionData(config.data, config.seed)
     run = Run.open(config, data)
     L.seed_everything(run.config.seed, verbose=False)
-    module = DetectionModule(run.config, data.train_set.class_names, data.train_set.category_ids)
+    module = (make_module or DetectionModule)(run.config, data.train_set.class_names, data.train_set.category_ids)
     run = run.begin(module.description)
     trainer = make_trainer(run, data)
     if not run.finished:
@@ -98,7 +102,7 @@ def _report(run: Run, data: DetectionData, commit: str | None, trainer: L.Traine
     detections = torch.load(best_detections(best, checkpoint["global_step"]), weights_only=True)
     evaluation = write_report(
         run.folder,
-        load_detector(best, trainer.strategy.root_device),
+        restore_detector(checkpoint, best, trainer.strategy.root_device),
         data.test_set,
         *as_coco(data.test_set.ground_truth, detections, data.test_set.category_ids),
         config=run.config,

@@ -14,10 +14,20 @@ from srtod._support.files import replacing
 from srtod._version import __version__
 from srtod.models import Detector, build_detector
 
-__all__ = ["TrainedDetector", "describe", "load_detector", "read_checkpoint", "write_checkpoint"]
+__all__ = [
+    "TrainedDetector",
+    "describe",
+    "load_detector",
+    "read_checkpoint",
+    "restore_detector",
+    "write_checkpoint",
+]
 
 DESCRIPTION = "srtod"
 """Where a Lightning checkpoint holds what `describe` says."""
+
+CONTROL = "control"
+"""What that says if the detector's filter was replaced for an experiment: what by."""
 
 METRICS = "metrics"
 """Where it holds what the latest evaluation measured."""
@@ -56,9 +66,31 @@ def load_detector(path: str | Path, device: str | torch.device = "cpu", **option
     Raises:
         FileNotFoundError: if there is no such file.
         IsADirectoryError: if it is a folder.
-        ValueError: if the file is damaged, or not a checkpoint of srtod's training.
+        ValueError: if the file is damaged, not a checkpoint of srtod's training, or of a control run of a study.
     """
     checkpoint = read_checkpoint(path)
+    if control := checkpoint[DESCRIPTION].get(CONTROL):
+        raise ValueError(
+            f"{path} is of a control run of a study (control: {control}), whose filter is not the detector's own; use "
+            f"a checkpoint of another variant"
+        )
+    return restore_detector(checkpoint, path, device, **options)
+
+
+def restore_detector(
+    checkpoint: Mapping[str, Any], path: str | Path, device: str | torch.device = "cpu", **options: Any
+) -> TrainedDetector:
+    """As `load_detector`, from what `read_checkpoint` gave; of a control run it is the detector without the control.
+
+    Args:
+        checkpoint: the content of the checkpoint.
+        path: where it comes from, for errors.
+        device: as in `load_detector`.
+        options: as in `load_detector`.
+
+    Raises:
+        ValueError: if the detector cannot be built.
+    """
     description = checkpoint[DESCRIPTION]
     state = {
         key.removeprefix(PREFIX): value for key, value in checkpoint["state_dict"].items() if key.startswith(PREFIX)

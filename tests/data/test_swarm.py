@@ -43,6 +43,16 @@ def test_same_on_every_machine() -> None:
     assert [checksum(data, index) for index in range(4)] == [572863841, 3649142119, 3209229644, 1129752244]
 
 
+def test_the_hard_kind_is_frozen_too_and_has_small_drones_and_more_birds() -> None:
+    data = SwarmDataset(4, seed=1, kind="hard")
+    assert [checksum(data, index) for index in range(4)] == [2265850280, 1349168980, 236009816, 2979639628]
+    sides = [entry["area"] ** 0.5 for entry in SwarmDataset(30, kind="hard").ground_truth["annotations"]]
+    assert 3 - 1e-6 <= min(sides) < 3.5
+    assert 7.5 < max(sides) <= 8 + 1e-6
+    with pytest.raises(ValueError, match="kind must be one of usual, hard, got 'easy'"):
+        SwarmDataset(4, kind="easy")
+
+
 def test_same_in_any_order_process_and_length() -> None:
     data = SwarmDataset(20, seed=3)
     order = list(range(20))

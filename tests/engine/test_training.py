@@ -80,12 +80,12 @@ def test_the_folder_holds_everything(run: TrainedRun) -> None:
 def test_the_reports_pictures_are_made_where_the_run_trained(
     run: TrainedRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def loaded(path: Path, device: torch.device) -> None:
+    def loaded(checkpoint: object, path: Path, device: torch.device) -> None:
         raise NotImplementedError(device)
 
     device = torch.device("cpu", 0)  # another name of the CPU, so that it is known to come from the run
     monkeypatch.setattr("lightning.pytorch.strategies.SingleDeviceStrategy.root_device", device)
-    monkeypatch.setattr("srtod.engine.training.load_detector", loaded)
+    monkeypatch.setattr("srtod.engine.training.restore_detector", loaded)
     shutil.copytree(run.folder, tmp_path / "run")
     shutil.rmtree(tmp_path / "run" / "report")  # a finished run that still has to write its report
     for config in (replace(CONFIG, epochs=1, output=str(tmp_path / "new")), TrainConfig(resume=str(tmp_path / "run"))):

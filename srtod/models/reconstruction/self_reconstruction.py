@@ -94,6 +94,8 @@ class SelfReconstruction(nn.Module):
     Attributes:
         observer: called with the filter `[N, 1, h, w]` and the images' sizes (None without padding) at each forward
             pass that makes one, in training and inference; None for nobody.
+        replacement: gives the map that guides the enhancement in place of the difference map `[N, 1, H, W]`, from that
+            map, the level's size (h, w) and the images' sizes: for experiments with other filters. None: itself.
 
     Raises:
         TypeError: if an option is unknown.
@@ -101,6 +103,7 @@ class SelfReconstruction(nn.Module):
     """
 
     observer: Callable[[Tensor, Sequence[tuple[int, int]] | None], None] | None
+    replacement: Callable[[Tensor, tuple[int, int], Sequence[tuple[int, int]] | None], Tensor] | None
 
     def __init__(self, channels: int = 256, *, scale: int = 4, inplace: bool = False, **options: Any) -> None:
         super().__init__()
@@ -112,6 +115,7 @@ class SelfReconstruction(nn.Module):
         self.scale = scale
         self.started = True
         self.observer = None
+        self.replacement = None
         self._is_set = False  # the threshold, as far as `set_progress` knows
         self.reconstruction_head = _make_head(channels, scale, self.options)
         enhancer = _make_enhancer(channels, inplace, self.options)
@@ -272,6 +276,8 @@ class SelfReconstruction(nn.Module):
         enhancer = self.enhancer
         if enhancer is None:
             return features
+        if self.replacement is not None:
+            difference = self.replacement(difference, (features.shape[2], features.shape[3]), image_sizes)
         valid = None if padded is None or not enhancer.is_auto else self._valid_cells(features, padded)
         enhanced: Tensor = enhancer(features, difference, valid)
         if self.observer is not None:
