@@ -240,7 +240,7 @@ class TrainConfig:
         1e-4, "weight decay of SGD; not on the threshold, biases and norms", within="natural", near=("wd",)
     )
     reconstruction_lr: float = option(
-        1.0, "learning rate of the reconstruction head, as a share of lr", within="positive"
+        5.0, "learning rate of the reconstruction head, as a multiple of lr", within="positive"
     )
     threshold_lr: float = option(
         0.01,

@@ -13,11 +13,11 @@ from typing import IO, Any, Literal, TypeAlias
 from srtod._support.files import replacing
 from srtod._version import __version__
 from srtod.engine.report import source_commit
-from srtod.engine.run import CHANGEABLE
+from srtod.engine.run import CHANGEABLE, PATHS
 
 from .definition import Plan, Study
 
-__all__ = ["CODE", "RunFolder", "State", "StudyFolder", "code_version", "locked", "planned"]
+__all__ = ["CODE", "RunFolder", "State", "StudyFolder", "code_version", "locked", "planned", "portable"]
 
 CODE = ("srtod", "csrc")
 """What of a checkout makes the numbers of a run: commits that leave it as it is do not count."""
@@ -52,7 +52,7 @@ def _lock(file: IO[str]) -> bool:
 class RunFolder:
     """The folder of one run.
 
-    plan.json    what it is to be, and the code that it began with
+    plan.json    what it is to be, but for where files lie, and the code that it began with
     training/    the folder that `srtod.engine.train` writes
     log.txt      what it printed, over all attempts
     spent.json   the time that it took so far
@@ -140,8 +140,9 @@ class RunFolder:
             raise ValueError(
                 f"{self.path} was made with {name} {found}, and now it is {wanted}; {cure}or choose another --output"
             )
-        for name in sorted(before["options"].keys() | plan["options"].keys()):
-            found, wanted = before["options"].get(name), plan["options"].get(name)
+        options = portable(plan["options"])
+        for name in sorted(before["options"].keys() | options.keys()):
+            found, wanted = before["options"].get(name), options.get(name)
             if name not in CHANGEABLE and found != wanted:
                 raise ValueError(
                     f"{self.path} was made with {name} {found}, and the study says {wanted}; put it back, or choose "
@@ -194,8 +195,16 @@ class StudyFolder:
         return [RunFolder(path.parent) for path in sorted(self.path.glob("runs/*/*/*/plan.json"))]
 
 
+def portable(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Training options without what another machine has elsewhere: results may be published."""
+    weights = options["weights"]
+    return {name: value for name, value in options.items() if name not in (*PATHS, "output", "resume")} | {
+        "weights": None if weights is None else Path(weights).name
+    }
+
+
 def planned(study: Study, plan: Plan) -> dict[str, Any]:
-    """What `plan.json` holds."""
+    """A run as its process is told; `plan.json` holds it with `portable` options."""
     content = {
         "study": study.name,
         "dataset": plan.dataset,

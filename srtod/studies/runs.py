@@ -15,7 +15,7 @@ from types import FrameType
 from typing import NamedTuple
 
 from .definition import Plan, Study
-from .folder import RunFolder, StudyFolder, code_version, planned
+from .folder import RunFolder, StudyFolder, code_version, planned, portable
 from .summary import write_summary
 from .worker import TAKEN
 
@@ -158,7 +158,7 @@ def _record_failure(study: Study, run: _Running, status: int) -> None:
     why = f"killed by signal {signal.Signals(-status).name}" if status < 0 else f"ended with status {status}"
     plan = planned(study, run.plan)
     if run.folder.read("plan") is None:
-        run.folder.write("plan", {**plan, "commits": [plan["commit"]]})
+        run.folder.write("plan", {**plan, "options": portable(plan["options"]), "commits": [plan["commit"]]})
     run.folder.write("run", {"status": "failed", **{k: v for k, v in plan.items() if k != "options"}, "error": why})
 
 

@@ -27,7 +27,7 @@ from srtod.engine.run import read_run
 from srtod.models.checkpoint import METRICS, read_checkpoint, write_checkpoint
 
 from .controls import ControlledModule
-from .folder import RunFolder, locked
+from .folder import RunFolder, locked, portable
 
 __all__ = ["TAKEN", "work"]
 
@@ -55,7 +55,7 @@ def work(folder: RunFolder, plan: Mapping[str, Any], threads: int) -> int:
         commits = (folder.read("plan") or {}).get("commits", [])
         if plan["commit"] not in commits:
             commits = [*commits, plan["commit"]]
-        folder.write("plan", {**plan, "commits": commits})
+        folder.write("plan", {**plan, "options": portable(plan["options"]), "commits": commits})
         folder.forget("run")
         about = {name: plan[name] for name in ("study", "dataset", "variant", "seed", "control", "version")}
         about["commit"] = " ".join(commit or "" for commit in commits)
@@ -106,7 +106,7 @@ def _result(folder: RunFolder) -> dict[str, Any]:
         weights = hashlib.sha256(Path(weights).read_bytes()).hexdigest()
     log = _log(folder.training / "logs" / "metrics.csv")
     return {
-        "options": {**config.as_dict(), "resume": None},
+        "options": portable(config.as_dict()),
         "data": checkpoint["callbacks"]["Checkpoints"]["data"],
         "weights": weights,
         "device": summary["device"],

@@ -12,10 +12,10 @@ from pathlib import Path
 
 import bench_detectors
 import linear_cost
+import measurement
 import model_table
 import pytest
 import torch
-import measurement
 from measurement import Case, variant_function
 from torch import Tensor
 
@@ -205,7 +205,9 @@ def test_agreement_is_checked_without_tf32(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(bench_detectors, "authors_outcome", lambda case: observe())
     before = {name: getattr(torch.backends.cudnn, name) for name in settings}
     case = Case(bench_detectors.HEAD, "64x96", 2, "contiguous", "float32", "inference")
-    bench_detectors.check_agreement(case, bench_detectors.ModelWork(measurement.Work(lambda: None, lambda: None), observe))
+    bench_detectors.check_agreement(
+        case, bench_detectors.ModelWork(measurement.Work(lambda: None, lambda: None), observe)
+    )
     assert seen == [before | {"allow_tf32": False}] * 2
     assert {name: getattr(torch.backends.cudnn, name) for name in settings} == before
 

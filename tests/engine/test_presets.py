@@ -82,6 +82,7 @@ PAPER_EVERYWHERE = {
     "surrogate": "none",
     "learn_threshold": True,
     "padding_in_loss": True,
+    "reconstruction_lr": 1.0,
     "enhancement": "dgfe",
     "difference": "pixel",
     "resize": "nearest",
