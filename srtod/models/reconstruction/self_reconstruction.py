@@ -121,6 +121,7 @@ class SelfReconstruction(nn.Module):
         enhancer = _make_enhancer(channels, inplace, self.options)
         if enhancer is not None:
             self.add_module(self._enhancer_name, enhancer)  # in checkpoints `dgfe.threshold`, `concatenation.conv`
+        self.register_load_state_dict_pre_hook(_check_head)
 
     @property
     def enhancer(self) -> Threshold | None:
@@ -353,6 +354,19 @@ def _padded_sizes(image: Tensor, sizes: Sequence[tuple[int, int]] | None) -> Ten
 
 def _autocast_dtype(device: torch.device) -> torch.dtype | None:
     return torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else None
+
+
+def _check_head(module: SelfReconstruction, state: dict[str, Any], prefix: str, *_: Any) -> None:
+    """Raises a ValueError if a state dict has the weights of another reconstruction head; without any it is silent."""
+    start = f"{prefix}reconstruction_head."
+    found = {name.removeprefix(start) for name in state if name.startswith(start)}
+    own = module.reconstruction_head.state_dict().keys()
+    if found and found.isdisjoint(own - {"out.weight", "out.bias"}):  # which both heads have
+        kind = "paper" if "up1.conv1.weight" in found else "subpixel"
+        raise ValueError(
+            f"the weights are of reconstruction={kind!r}, but this is reconstruction="
+            f"{module.options.reconstruction!r}; build it with the first"
+        )
 
 
 def _make_head(channels: int, scale: int, options: SelfReconstructionOptions) -> Any:

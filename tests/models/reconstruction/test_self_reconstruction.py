@@ -1,6 +1,7 @@
 """The plug between neck and head: loss, padding, sizes, threshold, in-place form, the paper's ablations."""
 
 import copy
+import itertools
 import math
 import weakref
 from collections.abc import Callable
@@ -8,7 +9,7 @@ from collections.abc import Callable
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from srtod.models import ReconstructionHead, SelfReconstruction
 from srtod.models.reconstruction import strips
@@ -372,6 +373,18 @@ def test_none_leaves_the_loss_alone() -> None:
 def test_bad_options(options: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         make(**options)
+
+
+@pytest.mark.parametrize(("saved", "built"), itertools.permutations(["paper", "subpixel", "resampled"], 2))
+def test_weights_of_another_head_are_refused(saved: str, built: str) -> None:
+    detector = nn.ModuleDict({"self_reconstruction": make(reconstruction=built)})
+    state = {f"self_reconstruction.{name}": value for name, value in make(reconstruction=saved).state_dict().items()}
+    if saved == "resampled":  # which has none
+        detector.load_state_dict(state, strict=False)
+        return
+    message = f"the weights are of reconstruction='{saved}', but this is reconstruction='{built}'"
+    with pytest.raises(ValueError, match=message):
+        detector.load_state_dict(state, strict=False)
 
 
 @every_variant
