@@ -71,7 +71,7 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=48, help="generated images [48]")
     parser.add_argument("--every", type=int, default=1, help="of a folder take every N-th image [1]")
     options = parser.parse_args()
-    detector = load_detector(options.checkpoint).eval()
+    detector = load_detector(options.checkpoint).detector.eval()
     images = (
         swarm_images(options.swarm, options.count)
         if options.swarm
