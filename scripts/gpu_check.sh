@@ -273,7 +273,7 @@ for stage in "${stages[@]}"; do
       head -n 4)
     while read -r line; do
       summary+=("    ${line:0:200}")
-    done <<< "${first:-$(tail -n 3 "$log")}"
+    done <<< "${first:-$(grep . "$log" | tail -n 3)}"
   fi
 done
 

@@ -51,8 +51,7 @@ class Unattended:
         session.config.option.tbstyle = "no"  # all has been printed
 
     def _print(self, name: str, text: str) -> None:
-        self.terminal.ensure_newline()
-        self.terminal.write_line(f"FAILED {name} after {time.monotonic() - self.start:.0f} s")
+        self.terminal.write_line(f"\nFAILED {name} after {time.monotonic() - self.start:.0f} s")
         self.terminal.write_line(text)
 
 

@@ -96,8 +96,9 @@ def test_every_stage_starts_and_ends_in_time_whatever_the_others_do(tmp_path: Pa
     assert run.status == 1
     assert re.findall(r"^=== (\w+), see ", run.printed, re.MULTILINE) == STAGES
     for stage in set(STAGES) - {"models"}:
-        seconds = int(run.summary(stage).partition(" s")[0].split()[-1])
-        assert seconds <= SECONDS + 40, run.summary(stage)  # 20 to be interrupted in, and a busy machine
+        seconds = re.search(r" in (\d+) s\b", run.summary(stage))
+        assert seconds, run.summary(stage)
+        assert int(seconds[1]) <= SECONDS + 40, run.summary(stage)  # 20 to be interrupted in, and a busy machine
     assert "FAILED with status" in run.summary("build")
     assert "this compiler fails" in run.printed
     assert "FAILED tests/ops/test_cuda.py::test_runs_on_the_current_stream" in run.summary("cuda")
@@ -108,8 +109,8 @@ def test_every_stage_starts_and_ends_in_time_whatever_the_others_do(tmp_path: Pa
     assert f"stopped after STAGE_SECONDS={SECONDS}" in run.summary("synccheck")
     assert run.summary("initcheck").startswith("initcheck: passed in ")
     assert "Race reported" in run.summary("racecheck")
-    for stage in ("values", "benchmarks"):  # more than there is time for: they end by themselves
-        assert "seconds are over" in run.summary(stage) or "passed in" in run.summary(stage)
+    for stage in ("values", "quick", "benchmarks"):  # more than there is time for
+        assert "seconds are over" in run.summary(stage), run.summary(stage)
     assert "| fused, us |" in (run.out / "table.md").read_text()
 
 
