@@ -162,7 +162,7 @@ __device__ __forceinline__ uint32_t exact_index(const T* plane, const Maximum<A>
   uint32_t first = best.index;
 #pragma unroll
   for (uint32_t i = kWidth<T>; i > 0; --i) {
-    const uint32_t pixel = minimum(best.index + i, pixels) - 1;
+    const uint32_t pixel = minimum(minimum(best.index, pixels - 1) + i, pixels) - 1;  // in the plane, come what may
     const A value = static_cast<A>(plane[pixel]);
     if ((value == best.value) | ((value != value) & (best.value != best.value))) first = pixel;
   }
