@@ -25,9 +25,10 @@ from setuptools import Extension, setup
 TORCH_TARGET = "0x020b000000000000"  # torch 2.11, the oldest that the libraries load under
 CXX_FLAGS = ["-O3", "-g0", "-std=c++17", "-fopenmp-simd", "-fvisibility=hidden", "-Wall"]
 NVCC_FLAGS = ["-O3", "-std=c++17", "-Xcompiler=-fvisibility=hidden,-Wall"]  # no fast-math: see CONTRIBUTING.md
-# Where no GPU is visible. Code for 8.0 runs on 8.6 and 8.9 too. PTX of the last is added, which the driver translates
-# for newer GPUs, so all from 8.0 on are served. Each further architecture would take about half as long again.
-DEFAULT_ARCHITECTURES = ("8.0", "9.0")
+# Where no GPU is visible, as far as nvcc knows them. Code for 8.0 runs on 8.6 and 8.9 too, as that for 10.0 and 12.0
+# does on 10.3 and 12.1. PTX of the last is added for newer GPUs. PTX alone would not do for those of today: a driver
+# translates only PTX that is no newer than itself.
+DEFAULT_ARCHITECTURES = ("8.0", "9.0", "10.0", "12.0")
 # What one core takes to compile a file, for the estimate that is printed: of C++, and of CUDA for one architecture.
 CXX_SECONDS, CUDA_SECONDS = 5, 9
 METADATA_COMMANDS = {"egg_info", "dist_info", "sdist"}
@@ -100,7 +101,8 @@ def choose_architectures(
     too_old = [one for one in wanted if re.match(r"[1-7]\.", one)]
     chosen = [one for one in wanted if one not in too_old]
     if chosen and not by_request:
-        chosen = [one for one in chosen if one.replace(".", "") in known] or [*DEFAULT_ARCHITECTURES]
+        by_default = [one for one in DEFAULT_ARCHITECTURES if one.replace(".", "") in known]
+        chosen = [one for one in chosen if one.replace(".", "") in known] or by_default
         chosen[-1] += "+PTX"
     return chosen, too_old
 

@@ -1,6 +1,8 @@
 """Calls every op on the GPU once in each small variant, forward and backward, for compute-sanitizer to watch.
 
-compute-sanitizer --tool memcheck python scripts/sanitize_ops.py
+compute-sanitizer --tool memcheck python scripts/sanitize_ops.py --seconds 500
+
+Cases go from small to large. Where time is over those that are left do not run, and the script says how many.
 
 All inputs are made on the CPU and copied: so nearly all kernels that run are srtod's, and initcheck, which learns of a
 value being written from the copy, has no reason to complain about PyTorch's generators.
@@ -8,10 +10,12 @@ value being written from the copy, has no reason to complain about PyTorch's gen
 
 from __future__ import annotations
 
+import argparse
 import inspect
 import itertools
 import os
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -19,22 +23,25 @@ from torch import Tensor
 
 from srtod import ops
 
-# [N, C, h, w] of the features and [H, W] of the images: rows that no vector access divides, upsampling, one pixel, more
-# channels than threads of a block, a map of several blocks, and one of more parts than one block combines.
+# [N, C, h, w] of the features and [H, W] of the images, from small to large: one pixel, upsampling, rows that no vector
+# access divides, more channels than threads of a block, a map of several blocks, and one of more parts than one block
+# combines.
 SIZES = [
-    ((2, 7, 9, 13), (37, 50)),
-    ((1, 3, 9, 10), (4, 3)),
     ((1, 1, 1, 1), (1, 1)),
+    ((1, 3, 9, 10), (4, 3)),
+    ((2, 7, 9, 13), (37, 50)),
     ((1, 272, 6, 7), (24, 28)),
     ((2, 16, 61, 67), (244, 268)),
     ((1, 2, 270, 280), (27, 28)),
 ]
+ALL_RESIZES = SIZES[2]
 OPS = [
     name
     for name in ops.__all__
     if hasattr(ops.reference, name.rstrip("_")) and name != "high_frequency_difference_map"  # has no kernel of srtod
 ]
 FORMATS = [torch.contiguous_format, torch.channels_last]
+LAUNCHES = {"dgfe": ("0", "1"), "dgfe_": ("0", "1")}  # values of SRTOD_COOPERATIVE; other ops have one form
 
 
 def leaf(x: Tensor, memory_format: torch.memory_format = torch.contiguous_format) -> Tensor:
@@ -85,7 +92,9 @@ def call_every_op(
         parameters = inspect.signature(op).parameters
         tensors = {key: arguments[key] for key in parameters if key in arguments}
         of_op = {key: values for key, values in choices.items() if key in parameters}
-        for values, cooperative in itertools.product(itertools.product(*of_op.values()), ("0", "1")):
+        if resize != "nearest" and "resize" not in of_op:
+            continue  # that op has run
+        for values, cooperative in itertools.product(itertools.product(*of_op.values()), LAUNCHES.get(name, ("0",))):
             os.environ["SRTOD_COOPERATIVE"] = cooperative
             options = dict(zip(of_op, values, strict=True))
             if name.endswith("_"):  # overwrites its first argument, and is for inference
@@ -96,14 +105,28 @@ def call_every_op(
     torch.cuda.synchronize()
 
 
+def all_cases() -> Iterator[tuple[Any, ...]]:
+    """The arguments of `call_every_op`. The dtypes of both formats change from size to size."""
+    for k, (shape, image_size) in enumerate(SIZES):
+        dtypes = (torch.float32, torch.bfloat16) if k % 2 == 0 else (torch.bfloat16, torch.float32)
+        for resize in ("nearest", "max", "area", "bilinear") if (shape, image_size) == ALL_RESIZES else ("nearest",):
+            for dtype, memory_format in zip(dtypes, FORMATS, strict=True):
+                yield shape, image_size, dtype, memory_format, resize
+
+
 def main() -> None:
+    parser = argparse.ArgumentParser(description="Calls every op on the GPU, for compute-sanitizer to watch.")
+    parser.add_argument("--seconds", type=float, help="start no case after this time (default: run all)")
+    seconds = parser.parse_args().seconds
     if not ops.is_fused("cuda"):
         raise SystemExit("the CUDA ops are not usable here; `python -m srtod.info` tells why")
     torch.manual_seed(0)
-    cases = list(itertools.product(SIZES, (torch.float32, torch.bfloat16), FORMATS))
-    for (shape, image_size), dtype, memory_format in cases:
-        for resize in ("nearest", "max", "area", "bilinear") if shape == SIZES[0][0] else ("nearest",):
-            call_every_op(shape, image_size, dtype, memory_format, resize)
+    cases, start = list(all_cases()), time.monotonic()
+    for k, case in enumerate(cases):
+        if seconds is not None and time.monotonic() - start > seconds:
+            raise SystemExit(f"sanitize_ops: time is over after {k} of {len(cases)} cases")
+        call_every_op(*case)
+        print(f"{k + 1}/{len(cases)}", *case, f"after {time.monotonic() - start:.0f} s", flush=True)
     print(f"every op ran in {len(cases)} cases")
 
 

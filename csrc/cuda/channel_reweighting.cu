@@ -3,7 +3,7 @@
 #include <torch/csrc/stable/library.h>
 
 #include "../checks.h"
-#include "pooling.cuh"
+#include "scaling.cuh"
 
 namespace srtod {
 namespace {
@@ -18,56 +18,61 @@ struct Pool {
   A *average, *maximum, *weights;  // [N, C]
   int64_t* argmax;                 // [N, C]
   A* hidden;                       // scratch [N, 2, R]
+
+  __device__ __forceinline__ void set(int64_t slot, uint32_t channels, uint32_t c, const Pooled<A>& pooled) const {
+    sums[slot * channels + c] = pooled.sum;
+    maxima[slot * channels + c] = pooled.best.value;
+    indices[slot * channels + c] = pooled.best.index;
+  }
 };
 
-// After part `part` of image n is left: the last block of the image combines all and runs the MLP.
-template <class A>
+// After part `part` of image n is left: the last block of the image combines all and runs the MLP. `argmax(c, maximum)`
+// is the index of the maximum of channel c.
+template <class A, class Argmax>
 __device__ __forceinline__ void finish_pool(const Pool<A>& pool, const Shape& shape, const Mlp& mlp, int64_t n,
-                                            uint32_t part, uint32_t blocks_of_part) {
+                                            uint32_t part, uint32_t blocks_of_part, const Argmax& argmax) {
+  allow_next_launch();
   const uint32_t channels = shape.channels;
   const int64_t slots = n * pool.parts.slots();
   const auto combined = [&](uint32_t begin, uint32_t end, uint32_t c) {
     return combine_parts(pool.sums, pool.maxima, pool.indices, (slots + begin) * channels + c, end - begin, channels);
   };
   const auto combine = [&](uint32_t begin, uint32_t end, uint32_t slot) {
-    for (uint32_t c = threadIdx.x; c < channels; c += kThreads) {
-      const Pooled<A> all = combined(begin, end, c);
-      const int64_t at = (slots + slot) * channels + c;
-      pool.sums[at] = all.sum;
-      pool.maxima[at] = all.best.value;
-      pool.indices[at] = all.best.index;
-    }
+    for (uint32_t c = threadIdx.x; c < channels; c += kThreads)
+      pool.set(slots + slot, channels, c, combined(begin, end, c));
   };
   if (!pool.parts.is_last_of_image(n, part, blocks_of_part, combine)) return;
   for (uint32_t c = threadIdx.x; c < channels; c += kThreads) {
     const Pooled<A> all = combined(pool.parts.last_begin(), pool.parts.last_end(), c);
     pool.average[n * channels + c] = all.sum / static_cast<A>(shape.pixels);
     pool.maximum[n * channels + c] = all.best.value;
-    pool.argmax[n * channels + c] = all.best.index;
+    pool.argmax[n * channels + c] = argmax(c, all.best);
   }
   __syncthreads();
   weigh_channels(mlp, pool.average + n * channels, pool.maximum + n * channels, pool.hidden + n * 2 * mlp.hidden,
                  pool.weights + n * channels);
 }
 
-// NCHW: a block pools one part of one plane. The first `beside.blocks` blocks do `beside` instead.
+constexpr int kPoolBlocks = 3;  // that share a multiprocessor
+
+// NCHW: a block pools one part of one plane. The last `beside.blocks` blocks do `beside` instead.
 template <class T>
-__global__ void __launch_bounds__(kThreads, kBlocksPerMultiprocessor)
+__global__ void __launch_bounds__(kThreads, kPoolBlocks)
     pool_planes(const T* x, bool wide, Shape shape, Mlp mlp, Pool<compute_t<T>> pool, FilterTiles beside) {
   using A = compute_t<T>;
   constexpr uint32_t kPart = kThreads * kWidth<T> * kPartVectors;
-  if (blockIdx.x < beside.blocks) return beside.compute<A>(blockIdx.x);
+  const uint32_t block = blockIdx.x, parts = pool.parts.parts;
+  if (block >= gridDim.x - beside.blocks) return beside.compute<A>(block - (gridDim.x - beside.blocks));
   SRTOD_SHARED(A, sums, [kWarps]);
   SRTOD_SHARED(A, values, [kWarps]);
   SRTOD_SHARED(uint32_t, indices, [kWarps]);
-  const uint32_t block = blockIdx.x - beside.blocks, parts = pool.parts.parts;
   const uint32_t part = block % parts, plane = block / parts;
   const int64_t n = plane / shape.channels;
   const T* row = x + int64_t{plane} * shape.pixels;
   A sum = 0;
   const uint32_t first = part * kPart + threadIdx.x * kWidth<T>;
   Maximum<A> best = Maximum<A>::before(first < shape.pixels ? first : Maximum<A>::kNone);
-#pragma unroll
+#pragma unroll 1
   for (uint32_t batch = 0; batch < kPartVectors; batch += 4) {  // four loads on their way at once
     Vector<T> v[4];
 #pragma unroll
@@ -78,12 +83,7 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerMultiprocessor)
 #pragma unroll
     for (uint32_t k = 0; k < 4; ++k) {
       const uint32_t p = first + (batch + k) * kThreads * kWidth<T>;
-#pragma unroll
-      for (uint32_t i = 0; i < kWidth<T>; ++i) {
-        if (p + i >= shape.pixels) break;
-        sum += v[k].template at<A>(i);
-        best.take_next(v[k].template at<A>(i), p + i);
-      }
+      add_vector(v[k], p, elements_below(shape.pixels, p, kWidth<T>), sum, best);
     }
   }
   sum = warp_sum(sum);
@@ -95,39 +95,37 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerMultiprocessor)
   }
   __syncthreads();
   if (threadIdx.x == 0) {
+#pragma unroll
     for (int w = 1; w < kWarps; ++w) {
       sum += sums[w];
       best.take({values[w], indices[w]});
     }
-    const int64_t at = (n * pool.parts.slots() + part) * shape.channels + plane % shape.channels;
-    pool.sums[at] = sum;
-    pool.maxima[at] = best.value;
-    pool.indices[at] = best.index;
+    pool.set(n * pool.parts.slots() + part, shape.channels, plane % shape.channels, {sum, best});
   }
-  allow_next_launch();
-  finish_pool(pool, shape, mlp, n, part, shape.channels);
+  finish_pool(pool, shape, mlp, n, part, shape.channels, [&](uint32_t c, const Maximum<A>& maximum) {
+    return exact_index(x + (n * shape.channels + c) * shape.pixels, maximum, shape.pixels);
+  });
 }
 
 // channels_last: a thread keeps its channels of every `lanes`-th pixel of a part in registers; no shuffles.
 template <class T>
-__global__ void __launch_bounds__(kThreads, kBlocksPerMultiprocessor)
+__global__ void __launch_bounds__(kThreads, kPoolBlocks)
     pool_pixels(const T* x, bool wide, Shape shape, Columns by, uint32_t pixels_of_part, Mlp mlp,
                 Pool<compute_t<T>> pool, FilterTiles beside) {
   using A = compute_t<T>;
-  if (blockIdx.x < beside.blocks) return beside.compute<A>(blockIdx.x);
+  const uint32_t block = blockIdx.x, parts = pool.parts.parts;
+  if (block >= gridDim.x - beside.blocks) return beside.compute<A>(block - (gridDim.x - beside.blocks));
   SRTOD_SHARED(A, values, [kThreads * kWidth<T>]);
   SRTOD_SHARED(uint32_t, indices, [kThreads * kWidth<T>]);
-  const uint32_t block = blockIdx.x - beside.blocks, parts = pool.parts.parts;
   const uint32_t column_block = block % by.column_blocks, part = block / by.column_blocks % parts;
   const int64_t n = block / by.column_blocks / parts;
   const uint32_t column = threadIdx.x % by.columns, lane = threadIdx.x / by.columns;
-  const uint32_t channel = (column_block * by.columns + column) * kWidth<T>;
+  const uint32_t first_channel = column_block * by.columns * kWidth<T>, channel = first_channel + column * kWidth<T>;
   const uint32_t count = elements_below(shape.channels, channel, kWidth<T>);
   const uint32_t begin = part * pixels_of_part, end = minimum(begin + pixels_of_part, shape.pixels);
-  const bool active = lane < by.lanes && count > 0;
   const T* image = x + n * shape.elements() + channel;
   ChannelPool<T> mine(begin + lane < end ? begin + lane : Maximum<A>::kNone);
-  if (active) {
+  if (lane < by.lanes && count > 0) {
     for (uint32_t first = begin + lane; first < end; first += 4 * by.lanes) {  // four loads on their way at once
       Vector<T> v[4];
 #pragma unroll
@@ -140,18 +138,20 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerMultiprocessor)
         if (first + k * by.lanes < end) mine.add(v[k], first + k * by.lanes);
     }
   }
-  mine.combine_lanes(by, active, values, indices);
-  if (active && lane == 0)
-#pragma unroll
-    for (uint32_t i = 0; i < kWidth<T>; ++i) {
-      if (i >= count) break;
-      const int64_t at = (n * pool.parts.slots() + part) * shape.channels + channel + i;
-      pool.sums[at] = mine.sum[i];
-      pool.maxima[at] = mine.best[i].value;
-      pool.indices[at] = mine.best[i].index;
-    }
-  allow_next_launch();
-  finish_pool(pool, shape, mlp, n, part, by.column_blocks);
+  const int64_t slot = (n * pool.parts.slots() + part) * shape.channels + first_channel;
+  const uint32_t of_block = shape.channels - first_channel;
+  mine.combine_lanes(
+      by, values, indices,
+      [&](uint32_t c, A sum) {
+        if (c < of_block) pool.sums[slot + c] = sum;
+      },
+      [&](uint32_t c, const Maximum<A>& best) {
+        if (c >= of_block) return;
+        pool.maxima[slot + c] = best.value;
+        pool.indices[slot + c] = best.index;
+      });
+  finish_pool(pool, shape, mlp, n, part, by.column_blocks,
+              [](uint32_t, const Maximum<A>& maximum) { return maximum.index; });
 }
 
 template <class T>
@@ -166,8 +166,8 @@ void launch(const char* op, const Tensor& features, MemoryFormat format, const M
   const bool wide = (last ? shape.channels : shape.pixels) % kWidth<T> == 0 && is_aligned(x);
   const Columns by(shape.channels, kWidth<T>);
   int64_t pixels_of_part = int64_t{kThreads} * kWidth<T> * kPartVectors;
-  if (last) {  // enough parts to fill the GPU, but some pixels for every lane
-    const int64_t wanted = divide_up(4 * device.multiprocessors(), shape.batch * by.column_blocks);
+  if (last) {  // as many parts as fill the GPU once, but some pixels for every lane
+    const int64_t wanted = divide_up(kPoolBlocks * device.multiprocessors(), shape.batch * by.column_blocks);
     pixels_of_part = std::max<int64_t>(8 * by.lanes, divide_up(shape.pixels, wanted));
   }
   Parts parts(divide_up(shape.pixels, pixels_of_part));
@@ -211,23 +211,18 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerMultiprocessor) weights_ba
   weights_backward(b, blockIdx.x);
 }
 
-// The gradient of the features is constant over each channel's pixels but for its arg-max. A block takes one tile of a
-// plane, or (channels_last) of the channels of one pixel.
+// The gradient of the features is constant over each channel's pixels but for its arg-max. Blocks are cut as those that
+// scale (scaling.cuh), which write the same; the last ones do what is left of the MLP's backward.
 template <class T>
 __global__ void __launch_bounds__(kThreads, kBlocksPerMultiprocessor)
-    spread_gradient(const compute_t<T>* grad_average, const compute_t<T>* grad_maximum, const int64_t* argmax,
-                    Shape shape, bool channels_last, uint32_t tiles, T* grad) {
+    spread_gradient(Shape shape, ScaleCut cut, Scaling<compute_t<T>> spread, T* grad, WeightsBackward<compute_t<T>> mlp,
+                    uint32_t mlp_blocks) {
   wait_for_previous_launch();
-  const uint32_t outer = blockIdx.x / tiles, inner = blockIdx.x % tiles * kThreads + threadIdx.x;
-  const uint32_t rows = channels_last ? shape.pixels : shape.channels;  // of an image
-  const uint32_t row_length = channels_last ? shape.channels : shape.pixels;
-  if (inner >= row_length) return;
-  const int64_t n = outer / rows;
-  const uint32_t row = outer % rows;
-  const uint32_t c = channels_last ? inner : row, pixel = channels_last ? row : inner;
-  const int64_t nc = n * shape.channels + c;
-  grad[int64_t{outer} * row_length + inner] =
-      static_cast<T>(grad_average[nc] + (argmax[nc] == pixel ? grad_maximum[nc] : compute_t<T>(0)));
+  const uint32_t blocks = gridDim.x - mlp_blocks;
+  if (blockIdx.x >= blocks)
+    mlp_backward(mlp, blockIdx.x - blocks);
+  else
+    scale_block<Scale::spread>(blockIdx.x, blocks, static_cast<const T*>(nullptr), shape, cut, spread, grad);
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> channel_reweighting_cuda(const Tensor& features, const Tensor& weight1,
@@ -264,19 +259,19 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> channel_reweighting_backward_
     t.set_zero(stream);
     return {grad_features, t.grad_weight1, t.grad_bias1, t.grad_weight2, t.grad_bias2};
   }
-  Tensor counter = zero_counters(1, features, stream);
   dispatch_floating(features.scalar_type(), kOp, [&](auto tag) {
     using T = decltype(tag);
     using A = compute_t<T>;
-    const auto arguments = t.arguments<A>(shape, mlp.mlp(), grad.const_data_ptr<A>(), 1, 0, 1, weights, average,
-                                          maximum, counter.mutable_data_ptr<int32_t>());
+    const auto arguments =
+        t.arguments<A>(shape, mlp.mlp(), grad.const_data_ptr<A>(), 1, 0, 1, weights, average, maximum);
     SRTOD_LAUNCH(weights_backward_kernel<A>, grid_of(shape.batch), stream, arguments);
-    const bool last = format == MemoryFormat::ChannelsLast;
-    const int64_t rows = shape.batch * (last ? shape.pixels : shape.channels);
-    const uint32_t tiles = static_cast<uint32_t>(divide_up(last ? shape.channels : shape.pixels, kThreads));
-    SRTOD_LAUNCH_DEPENDENT(spread_gradient<T>, grid_of(rows * tiles), stream, t.grad_average.const_data_ptr<A>(),
-                           t.grad_maximum.const_data_ptr<A>(), argmax.const_data_ptr<int64_t>(), shape, last, tiles,
-                           grad_features.mutable_data_ptr<T>());
+    T* out = grad_features.mutable_data_ptr<T>();
+    const ScaleCut cut = ScaleCut::of<T>(shape, format, {out});
+    const Scaling<A> spread{nullptr, nullptr, t.grad_average.const_data_ptr<A>(), t.grad_maximum.const_data_ptr<A>(),
+                            argmax.const_data_ptr<int64_t>()};
+    const int64_t last_blocks = mlp_blocks(arguments.mlp);
+    SRTOD_LAUNCH_DEPENDENT(spread_gradient<T>, grid_of(cut.blocks(shape) + last_blocks), stream, shape, cut, spread,
+                           out, arguments, static_cast<uint32_t>(last_blocks));
   });
   return {grad_features, t.grad_weight1, t.grad_bias1, t.grad_weight2, t.grad_bias2};
 }

@@ -44,15 +44,31 @@ struct MlpTensors {  // contiguous; `bias2` is not needed backward
   }
 };
 
-// out [R] = weight1 v + bias1, before the ReLU; a warp takes a row.
+constexpr uint32_t kMlpAhead = 8;  // weights that a thread of an MLP has on their way at once
+
+// out [2, R] = weight1 v + bias1 before the ReLU, of v = average and v = maximum; a warp takes a row.
 template <class A>
-__device__ __forceinline__ void hidden_layer(const Mlp& mlp, const A* v, A* out) {
+__device__ __forceinline__ void hidden_layer(const Mlp& mlp, const A* average, const A* maximum, A* out) {
+  constexpr uint32_t step = 32 * kMlpAhead;
   for (uint32_t r = threadIdx.x / 32; r < mlp.hidden; r += kWarps) {
-    A sum = 0;
-    for (uint32_t c = threadIdx.x % 32; c < mlp.channels; c += 32)
-      sum += mlp.weight1.at<A>(r * mlp.channels + c) * v[c];
-    sum = warp_sum(sum);
-    if (threadIdx.x % 32 == 0) out[r] = sum + mlp.bias1.at<A>(r);
+    A of_average = 0, of_maximum = 0;
+    const A bias = mlp.bias1.at<A>(r);
+    for (uint32_t c = threadIdx.x % 32; c < mlp.channels; c += step) {
+      A weight[kMlpAhead];
+      mlp.weight1.read(int64_t{r} * mlp.channels + c, 32, (mlp.channels - c + 31) / 32, weight);
+#pragma unroll
+      for (uint32_t k = 0; k < kMlpAhead; ++k) {
+        if (c + k * 32 >= mlp.channels) break;
+        of_average += weight[k] * average[c + k * 32];
+        of_maximum += weight[k] * maximum[c + k * 32];
+      }
+    }
+    of_average = warp_sum(of_average);
+    of_maximum = warp_sum(of_maximum);
+    if (threadIdx.x % 32 == 0) {
+      out[r] = of_average + bias;
+      out[mlp.hidden + r] = of_maximum + bias;
+    }
   }
 }
 
@@ -61,13 +77,19 @@ __device__ __forceinline__ void hidden_layer(const Mlp& mlp, const A* v, A* out)
 template <class A>
 __device__ __forceinline__ void weigh_channels(const Mlp& mlp, const A* average, const A* maximum, A* hidden,
                                                A* weights) {
-  hidden_layer(mlp, average, hidden);
-  hidden_layer(mlp, maximum, hidden + mlp.hidden);
+  hidden_layer(mlp, average, maximum, hidden);
   __syncthreads();
   for (uint32_t c = threadIdx.x; c < mlp.channels; c += kThreads) {
     ChannelWeight<A> weight(mlp.bias2.at<A>(c));
-    for (uint32_t r = 0; r < mlp.hidden; ++r)
-      weight.add(mlp.weight2.at<A>(c * mlp.hidden + r), hidden[r], hidden[mlp.hidden + r]);
+    for (uint32_t first = 0; first < mlp.hidden; first += kMlpAhead) {
+      A weight2[kMlpAhead];
+      mlp.weight2.read(int64_t{c} * mlp.hidden + first, 1, mlp.hidden - first, weight2);
+#pragma unroll
+      for (uint32_t k = 0; k < kMlpAhead; ++k) {
+        if (first + k >= mlp.hidden) break;
+        weight.add(weight2[k], hidden[first + k], hidden[mlp.hidden + first + k]);
+      }
+    }
     weights[c] = weight.value();
   }
 }
@@ -120,18 +142,16 @@ struct WeightsBackward {
   A *grad_z, *hidden, *grad_hidden;  // scratch [N, C], [N, 2, R], [N, 2, R]
   A *grad_average, *grad_maximum;    // results [N, C]; that of the average is divided by the number of pixels
   AnyFloatOut grad_weight1, grad_bias1, grad_weight2, grad_bias2;
-  int32_t* counter;  // of images done
 };
 
 // Image n, with s = sigmoid(z) and z = 2 bias2 + weight2 (relu(h_average) + relu(h_maximum)).
 template <class A>
-__device__ __forceinline__ void backward_of_image(const WeightsBackward<A>& b, int64_t n) {
+__device__ __forceinline__ void weights_backward(const WeightsBackward<A>& b, int64_t n) {
   const uint32_t channels = b.mlp.channels, hidden = b.mlp.hidden;
   A* h = b.hidden + n * 2 * hidden;
   A* grad_h = b.grad_hidden + n * 2 * hidden;
   A* grad_z = b.grad_z + n * channels;
-  hidden_layer(b.mlp, b.average + n * channels, h);
-  hidden_layer(b.mlp, b.maximum + n * channels, h + hidden);
+  hidden_layer(b.mlp, b.average + n * channels, b.maximum + n * channels, h);
   for (uint32_t c = threadIdx.x; c < channels; c += kThreads) {
     A sum = 0;
 #pragma unroll 8
@@ -142,8 +162,15 @@ __device__ __forceinline__ void backward_of_image(const WeightsBackward<A>& b, i
   __syncthreads();
   for (uint32_t r = threadIdx.x / 32; r < hidden; r += kWarps) {
     A sum = 0;
-    for (uint32_t c = threadIdx.x % 32; c < channels; c += 32)
-      sum += grad_z[c] * b.mlp.weight2.template at<A>(c * hidden + r);
+    for (uint32_t c = threadIdx.x % 32; c < channels; c += 32 * kMlpAhead) {
+      A weight[kMlpAhead];
+      b.mlp.weight2.read(int64_t{c} * hidden + r, int64_t{32} * hidden, (channels - c + 31) / 32, weight);
+#pragma unroll
+      for (uint32_t k = 0; k < kMlpAhead; ++k) {
+        if (c + k * 32 >= channels) break;
+        sum += grad_z[c + k * 32] * weight[k];
+      }
+    }
     sum = warp_sum(sum);
     if (threadIdx.x % 32 == 0) {
       grad_h[r] = relu_gradient(h[r], sum);
@@ -153,48 +180,55 @@ __device__ __forceinline__ void backward_of_image(const WeightsBackward<A>& b, i
   __syncthreads();
   for (uint32_t c = threadIdx.x; c < channels; c += kThreads) {
     A to_average = 0, to_maximum = 0;
-    for (uint32_t r = 0; r < hidden; ++r) {
-      const A weight = b.mlp.weight1.template at<A>(r * channels + c);
-      to_average += grad_h[r] * weight;
-      to_maximum += grad_h[hidden + r] * weight;
+    for (uint32_t first = 0; first < hidden; first += kMlpAhead) {
+      A weight[kMlpAhead];
+      b.mlp.weight1.read(int64_t{first} * channels + c, channels, hidden - first, weight);
+#pragma unroll
+      for (uint32_t k = 0; k < kMlpAhead; ++k) {
+        if (first + k >= hidden) break;
+        to_average += grad_h[first + k] * weight[k];
+        to_maximum += grad_h[hidden + first + k] * weight[k];
+      }
     }
     b.grad_average[n * channels + c] = to_average / static_cast<A>(b.pixels);
     b.grad_maximum[n * channels + c] = to_maximum;
   }
 }
 
-// The MLP's own gradients, once all images are done.
-template <class A>
-__device__ __forceinline__ void backward_of_mlp(const WeightsBackward<A>& b) {
-  const uint32_t channels = b.mlp.channels, hidden = b.mlp.hidden;
-  for (uint32_t k = threadIdx.x; k < channels * hidden; k += kThreads) {
-    const uint32_t r = k / channels, c = k % channels;
-    A of_weight1 = 0, of_weight2 = 0;
-    for (int64_t n = 0; n < b.batch; ++n) {
-      const A *h = b.hidden + n * 2 * hidden, *grad_h = b.grad_hidden + n * 2 * hidden;
-      of_weight1 += grad_h[r] * b.average[n * channels + c] + grad_h[hidden + r] * b.maximum[n * channels + c];
-      of_weight2 += b.grad_z[n * channels + c] * (relu(h[r]) + relu(h[hidden + r]));
-    }
-    b.grad_weight1.set(k, of_weight1);
-    b.grad_weight2.set(c * hidden + r, of_weight2);
-  }
-  for (uint32_t r = threadIdx.x; r < hidden; r += kThreads) {
-    A sum = 0;
-    for (int64_t n = 0; n < b.batch; ++n)
-      sum += b.grad_hidden[n * 2 * hidden + r] + b.grad_hidden[n * 2 * hidden + hidden + r];
-    b.grad_bias1.set(r, sum);
-  }
-  for (uint32_t c = threadIdx.x; c < channels; c += kThreads) {
-    A sum = 0;
-    for (int64_t n = 0; n < b.batch; ++n) sum += A(2) * b.grad_z[n * channels + c];
-    b.grad_bias2.set(c, sum);
-  }
+// The MLP's own gradients are left to further blocks of the next launch, one value a thread: here they would keep the
+// last block alone busy, and all that waits for it.
+inline int64_t mlp_blocks(const Mlp& mlp) {
+  const int64_t channels = mlp.channels, hidden = mlp.hidden;
+  return divide_up(2 * channels * hidden + hidden + channels, kThreads);
 }
 
 template <class A>
-__device__ __forceinline__ void weights_backward(const WeightsBackward<A>& b, int64_t n) {
-  backward_of_image(b, n);
-  if (is_last_block(b.counter, static_cast<uint32_t>(b.batch))) backward_of_mlp(b);
+__device__ __forceinline__ void mlp_backward(const WeightsBackward<A>& b, uint32_t block) {
+  const uint32_t channels = b.mlp.channels, hidden = b.mlp.hidden, weights = channels * hidden;
+  int64_t k = int64_t{block} * kThreads + threadIdx.x;
+  A sum = 0;
+  if (k < weights) {
+    const uint32_t r = static_cast<uint32_t>(k) / channels, c = static_cast<uint32_t>(k) % channels;
+    for (int64_t n = 0; n < b.batch; ++n) {
+      const A* grad_h = b.grad_hidden + n * 2 * hidden;
+      sum += grad_h[r] * b.average[n * channels + c] + grad_h[hidden + r] * b.maximum[n * channels + c];
+    }
+    b.grad_weight1.set(k, sum);
+  } else if ((k -= weights) < weights) {
+    const uint32_t c = static_cast<uint32_t>(k) / hidden, r = static_cast<uint32_t>(k) % hidden;
+    for (int64_t n = 0; n < b.batch; ++n) {
+      const A* h = b.hidden + n * 2 * hidden;
+      sum += b.grad_z[n * channels + c] * (relu(h[r]) + relu(h[hidden + r]));
+    }
+    b.grad_weight2.set(k, sum);
+  } else if ((k -= weights) < hidden) {
+    for (int64_t n = 0; n < b.batch; ++n)
+      sum += b.grad_hidden[n * 2 * hidden + k] + b.grad_hidden[n * 2 * hidden + hidden + k];
+    b.grad_bias1.set(k, sum);
+  } else if ((k -= hidden) < channels) {
+    for (int64_t n = 0; n < b.batch; ++n) sum += A(2) * b.grad_z[n * channels + k];
+    b.grad_bias2.set(k, sum);
+  }
 }
 
 // The tensors that `WeightsBackward` points to.
@@ -220,7 +254,7 @@ struct WeightsBackwardTensors {
   template <class A>
   WeightsBackward<A> arguments(const Shape& shape, const Mlp& mlp, const A* grad_weights, uint32_t slots,
                                uint32_t begin, uint32_t end, const Tensor& weights, const Tensor& average,
-                               const Tensor& maximum, int32_t* counter) {
+                               const Tensor& maximum) {
     return {mlp,
             shape.batch,
             shape.pixels,
@@ -239,8 +273,7 @@ struct WeightsBackwardTensors {
             AnyFloatOut(grad_weight1),
             AnyFloatOut(grad_bias1),
             AnyFloatOut(grad_weight2),
-            AnyFloatOut(grad_bias2),
-            counter};
+            AnyFloatOut(grad_bias2)};
   }
 
   void set_zero(cudaStream_t stream) {

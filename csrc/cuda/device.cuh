@@ -32,9 +32,16 @@ constexpr uint32_t kPartsOfGroup = 32;  // parts of a sum that one block combine
 // --- host -----------------------------------------------------------------------------------------------------------
 
 inline void check_cuda(cudaError_t error) {
+  if (error == cudaSuccess) return;
+  cudaGetLastError();  // forgets it: else PyTorch's next launch would report it
   STD_TORCH_CHECK(error != cudaErrorNoKernelImageForDevice,
                   "srtod: its CUDA kernels were not compiled for this GPU; `python -m srtod.info` lists the "
                   "architectures, TORCH_CUDA_ARCH_LIST names others when srtod is installed anew");
+  STD_TORCH_CHECK(
+      error != cudaErrorUnsupportedPtxVersion,
+      "srtod: the GPU's driver is older than the CUDA toolkit that compiled srtod, and cannot translate its "
+      "PTX; update the driver, or install srtod anew with the GPU's own architecture in "
+      "TORCH_CUDA_ARCH_LIST");
   STD_CUDA_CHECK(error);
 }
 
@@ -59,7 +66,7 @@ class OnDevice {
  private:
   int64_t attribute(cudaDeviceAttr name) const {
     int value = 0;
-    STD_CUDA_CHECK(cudaDeviceGetAttribute(&value, name, index_));
+    check_cuda(cudaDeviceGetAttribute(&value, name, index_));
     return value;
   }
 
@@ -70,7 +77,7 @@ class OnDevice {
 // Sets all bytes, on the stream.
 inline void fill_bytes(Tensor& t, int byte, cudaStream_t stream) {
   const size_t bytes = static_cast<size_t>(t.numel()) * t.element_size();
-  if (bytes > 0) STD_CUDA_CHECK(cudaMemsetAsync(t.mutable_data_ptr(), byte, bytes, stream));
+  if (bytes > 0) check_cuda(cudaMemsetAsync(t.mutable_data_ptr(), byte, bytes, stream));
 }
 
 template <class... Parameters, class... Arguments>

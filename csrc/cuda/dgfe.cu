@@ -14,7 +14,7 @@ template <class T>
 __global__ void __launch_bounds__(kThreads, kBlocksPerMultiprocessor)
     scale_kernel(const T* x, Shape shape, ScaleCut cut, Scaling<compute_t<T>> scaling, T* y) {
   wait_for_previous_launch();
-  scale_block<false>(blockIdx.x, gridDim.x, x, shape, cut, scaling, y);
+  scale_block<Scale::forward>(blockIdx.x, gridDim.x, x, shape, cut, scaling, y);
 }
 
 void dgfe_in_two_launches(DgfeForward& pass, const OnDevice& device) {

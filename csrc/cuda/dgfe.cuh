@@ -1,8 +1,8 @@
 // What the files of DGFE share.
 //
 // Forward in one cooperative launch (dgfe_one_launch.cu), or in two: pool, with the MLP (channel_reweighting.cu), and
-// scale (dgfe.cu). Backward in two: sums over channels and pixels, with the MLP's backward, then the gradients
-// (dgfe_backward.cu).
+// scale (dgfe.cu). Backward in two: sums over channels and pixels, with the MLP's backward down to the pools, then the
+// gradients, also the MLP's own (dgfe_backward.cu).
 //
 //   dL/df[n,p] = sum_c g x s      dL/ds[n,c] = sum_p g x f      dL/dx = g s f + dL/davg / (h w) + [p = argmax] dL/dmax
 //

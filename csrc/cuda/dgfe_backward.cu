@@ -36,11 +36,14 @@ __device__ __forceinline__ void finish_sums(const Sums<A>& sums, const Shape& sh
 }
 
 constexpr uint32_t kMaxGroup = 32;  // channels of a group at most (NCHW)
+// Of the kernels that sum, how many blocks share a multiprocessor; double needs more registers.
+template <class T>
+constexpr int kSumBlocks = sizeof(T) <= 4 ? 3 : kBlocksPerMultiprocessor;
 
 // NCHW: a thread owns kWidth neighbouring pixels and goes through a group of channels. The sum over channels stays in
 // registers, that over pixels costs a warp reduction a channel.
 template <class T>
-__global__ void __launch_bounds__(kThreads, kBlocksPerMultiprocessor)
+__global__ void __launch_bounds__(kThreads, kSumBlocks<T>)
     sum_planes(const T* __restrict__ g, const T* __restrict__ x, bool wide, Shape shape, uint32_t group_channels,
                Sums<compute_t<T>> sums, WeightsBackward<compute_t<T>> mlp) {
   using A = compute_t<T>;
@@ -53,7 +56,7 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerMultiprocessor)
   A f[kWidth<T>], grad_filter[kWidth<T>];
 #pragma unroll
   for (uint32_t i = 0; i < kWidth<T>; ++i) {
-    f[i] = sums.filter[n * shape.pixels + minimum(pixel + i, shape.pixels - 1)];
+    f[i] = i < count ? sums.filter[n * shape.pixels + pixel + i] : A(0);  // where g and x read as zero
     grad_filter[i] = A(0);
   }
   for (uint32_t first = begin; first < end; first += 2) {  // two pairs of loads on their way at once
@@ -73,7 +76,7 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerMultiprocessor)
       for (uint32_t i = 0; i < kWidth<T>; ++i) {
         const A gx = gv[k].template at<A>(i) * xv[k].template at<A>(i);
         grad_filter[i] += gx * s;
-        if (i < count) of_pixels += gx * f[i];
+        of_pixels += gx * f[i];
       }
       of_pixels = warp_sum(of_pixels);
       if (threadIdx.x % 32 == 0) of_warp[threadIdx.x / 32][first + k - begin] = of_pixels;
@@ -100,7 +103,7 @@ template <class T>
 constexpr uint32_t kGroup = 32 * kWidth<T> * kRounds<T>;
 
 template <class T>
-__global__ void __launch_bounds__(kThreads, kBlocksPerMultiprocessor)
+__global__ void __launch_bounds__(kThreads, kSumBlocks<T>)
     sum_pixels(const T* __restrict__ g, const T* __restrict__ x, bool wide, Shape shape, uint32_t pixels_of_part,
                Sums<compute_t<T>> sums, WeightsBackward<compute_t<T>> mlp) {
   using A = compute_t<T>;
@@ -147,7 +150,7 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerMultiprocessor)
         for (uint32_t i = 0; i < kWidth<T>; ++i) {
           const A gx = gv[k][r].template at<A>(i) * xv[k][r].template at<A>(i);
           grad_weights[r][i] += gx * f[k];
-          if (i < count[r]) of_channels += gx * s[r][i];
+          of_channels += gx * s[r][i];  // of channels that are not there all is zero
         }
       of_channels = warp_sum(of_channels);
       if (lane == 0) sums.grad_filter[(group * shape.batch + n) * shape.pixels + p] = of_channels;
@@ -198,16 +201,20 @@ struct FilterBackward {
   }
 };
 
-// The first blocks do what lies behind the filter, the others the gradient of the features.
+// The first blocks do the gradient of the features, then come what lies behind the filter and the rest of the MLP's
+// backward: little work, which the last of the first do not wait for.
 template <class T>
 __global__ void __launch_bounds__(kThreads, kBlocksPerMultiprocessor)
     gradient_kernel(const T* g, Shape shape, ScaleCut cut, Scaling<compute_t<T>> scaling, T* grad,
-                    FilterBackward<compute_t<T>> behind) {
+                    uint32_t scale_blocks, FilterBackward<compute_t<T>> behind, WeightsBackward<compute_t<T>> mlp) {
   wait_for_previous_launch();
-  if (blockIdx.x < behind.blocks)
-    behind(blockIdx.x);
+  const uint32_t block = blockIdx.x;
+  if (block < scale_blocks)
+    scale_block<Scale::backward>(block, scale_blocks, g, shape, cut, scaling, grad);
+  else if (block < scale_blocks + behind.blocks)
+    behind(block - scale_blocks);
   else
-    scale_block<true>(blockIdx.x - behind.blocks, gridDim.x - behind.blocks, g, shape, cut, scaling, grad);
+    mlp_backward(mlp, block - scale_blocks - behind.blocks);
 }
 
 struct DgfeBackward {  // all that a backward pass reads
@@ -233,8 +240,8 @@ void launch(DgfeBackward& pass, const Shape& shape, bool channels_last, WeightsB
   const ScaleCut cut =
       ScaleCut::of<T>(shape, channels_last ? MemoryFormat::ChannelsLast : MemoryFormat::Contiguous, {g, x, out});
 
-  // Parts of the pixels and groups of the channels: enough blocks to fill the GPU, few sums to be combined.
-  const int64_t many = 4 * device.multiprocessors();
+  // Parts of the pixels and groups of the channels: as many blocks as fill the GPU once, few sums to be combined.
+  const int64_t many = kSumBlocks<T> * device.multiprocessors();
   int64_t parts = divide_up(shape.pixels, kThreads * kWidth<T>), pixels_of_part = 0;
   uint32_t group_channels = kGroup<T>;
   if (channels_last) {
@@ -250,7 +257,7 @@ void launch(DgfeBackward& pass, const Shape& shape, bool channels_last, WeightsB
   Tensor grad_filter = empty({groups, shape.batch, shape.pixels}, type, pass.features);
   Tensor grad_weights = empty({shape.batch, sums.parts.slots(), shape.channels}, type, pass.features);
   const int64_t meetings = shape.batch * sums.parts.meetings();
-  Tensor counters = zero_counters(meetings + 2, pass.features, stream);
+  Tensor counters = zero_counters(meetings + 1, pass.features, stream);
   int32_t* counter = counters.mutable_data_ptr<int32_t>();
   sums.filter = pass.filter_values.const_data_ptr<A>();
   sums.weights = pass.weights.const_data_ptr<A>();
@@ -259,7 +266,7 @@ void launch(DgfeBackward& pass, const Shape& shape, bool channels_last, WeightsB
   sums.parts.counters = counter;
   const WeightsBackward<A> mlp =
       t.arguments<A>(shape, pass.mlp.mlp(), sums.grad_weights, sums.parts.slots(), sums.parts.last_begin(),
-                     sums.parts.last_end(), pass.weights, pass.average, pass.maximum, counter + meetings);
+                     sums.parts.last_end(), pass.weights, pass.average, pass.maximum);
   const dim3 sum_blocks = grid_of(shape.batch * parts * groups);
   if (channels_last)
     SRTOD_LAUNCH(sum_pixels<T>, sum_blocks, stream, g, x, cut.wide, shape, static_cast<uint32_t>(pixels_of_part), sums,
@@ -267,7 +274,7 @@ void launch(DgfeBackward& pass, const Shape& shape, bool channels_last, WeightsB
   else
     SRTOD_LAUNCH(sum_planes<T>, sum_blocks, stream, g, x, cut.wide, shape, group_channels, sums, mlp);
 
-  const uint32_t tiles = map_tiles(pass.filter), behind_blocks = grid_of(shape.batch * tiles).x;
+  const uint32_t tiles = gradient_tiles(pass.filter), behind_blocks = grid_of(shape.batch * tiles).x;
   Tensor behind_sums = empty({behind_blocks}, ScalarType::Double, pass.features);
   const Scaling<A> scaling{sums.filter, sums.weights, t.grad_average.const_data_ptr<A>(),
                            t.grad_maximum.const_data_ptr<A>(), pass.argmax.const_data_ptr<int64_t>()};
@@ -279,10 +286,11 @@ void launch(DgfeBackward& pass, const Shape& shape, bool channels_last, WeightsB
                                  shape.batch,
                                  pass.grad_difference.numel() > 0 ? AnyFloatOut(pass.grad_difference) : AnyFloatOut(),
                                  behind_sums.mutable_data_ptr<double>(),
-                                 counter + meetings + 1,
+                                 counter + meetings,
                                  AnyFloatOut(grad_threshold)};
-  SRTOD_LAUNCH_DEPENDENT(gradient_kernel<T>, grid_of(behind_blocks + cut.blocks(shape)), stream, g, shape, cut, scaling,
-                         out, behind);
+  const uint32_t scale_blocks = grid_of(cut.blocks(shape)).x;
+  SRTOD_LAUNCH_DEPENDENT(gradient_kernel<T>, grid_of(int64_t{scale_blocks} + behind_blocks + mlp_blocks(mlp.mlp)),
+                         stream, g, shape, cut, scaling, out, scale_blocks, behind, mlp);
 }
 
 Gradients run(DgfeBackward& pass, const OnDevice& device) {
@@ -327,13 +335,12 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> dgfe_backward
   check_kept(op, grad, features, threshold, filter, weights, average, maximum, argmax, weight1, bias1, weight2);
   check_same_device(op, features, {&difference});
   const OnDevice device(features);
-  Tensor grad_difference = difference_grad ? empty({difference.size(0), 1, difference.size(2), difference.size(3)},
-                                                   difference.scalar_type(), difference)
-                                           : empty({0}, difference.scalar_type(), difference);
+  const Filter f(op, difference, threshold, features.size(2), features.size(3), resize, surrogate, alpha);
+  Tensor grad_difference = empty_gradient(difference, difference_grad, f, device.stream());
   DgfeBackward pass{op,
                     grad,
                     features,
-                    Filter(op, difference, threshold, features.size(2), features.size(3), resize, surrogate, alpha),
+                    f,
                     filter,
                     weights,
                     average,

@@ -5,8 +5,8 @@
 namespace srtod {
 namespace {
 
-constexpr uint32_t kAhead = 4;           // loads of a thread that are on their way at once
-constexpr uint32_t kChunk = 32;          // rows between two barriers of the pooling (NCHW)
+constexpr uint32_t kAhead = 4;   // loads of a thread that are on their way at once; `combine_rows` takes so many
+constexpr uint32_t kChunk = 32;  // rows between two barriers of the pooling (NCHW)
 constexpr uint32_t kSectorChannels = 8;  // whose sums one block combines at once: a sector of 32 bytes
 
 // A slice is what one block owns of an image: some rows of kThreads vectors. NCHW: a row is one channel of a tile of
@@ -46,7 +46,8 @@ __device__ __forceinline__ Place place_of(const Slices& s, uint32_t row) {
   return p;
 }
 
-// Calls use(row, place, vector) for the rows begin <= row < end; those below `keep_end` are left in `kept`.
+// Calls use(first, count, places, vectors) for the rows begin <= row < end, kAhead at once or fewer; those below
+// `keep_end` are left in `kept`.
 template <class T, bool channels_last, class Use>
 __device__ __forceinline__ void read_rows(const T* image, const Slices& s, uint32_t begin, uint32_t end,
                                           Vector<T>* kept, uint32_t keep_end, const Use& use) {
@@ -59,11 +60,9 @@ __device__ __forceinline__ void read_rows(const T* image, const Slices& s, uint3
       v[k] = load(image + p[k].at, s.wide, first + k < end ? p[k].count : 0);
     }
 #pragma unroll
-    for (uint32_t k = 0; k < kAhead; ++k) {
-      if (first + k >= end) break;
-      if (first + k < keep_end) kept[(first + k - begin) * kThreads + threadIdx.x] = v[k];
-      use(first + k, p[k], v[k]);
-    }
+    for (uint32_t k = 0; k < kAhead; ++k)
+      if (first + k < minimum(end, keep_end)) kept[(first + k - begin) * kThreads + threadIdx.x] = v[k];
+    use(first, minimum(kAhead, end - first), p, v);
   }
 }
 
@@ -88,22 +87,21 @@ __device__ __forceinline__ void pool_slice_of_planes(const T* image, const Slice
   for (uint32_t chunk = begin; chunk < end; chunk += kChunk) {
     const uint32_t chunk_end = minimum(chunk + kChunk, end);
     read_rows<T, false>(image, s, chunk, chunk_end, kept + int64_t{chunk - begin} * kThreads, keep_end,
-                        [&](uint32_t row, const Place& p, const Vector<T>& v) {
-                          A sum = 0;
-                          Maximum<A> best = Maximum<A>::before(p.count > 0 ? p.pixel : Maximum<A>::kNone);
+                        [&](uint32_t first, uint32_t count, const Place(&p)[kAhead], const Vector<T>(&v)[kAhead]) {
+                          Pooled<A> rows[kAhead];
 #pragma unroll
-                          for (uint32_t i = 0; i < kWidth<T>; ++i) {
-                            if (i >= p.count) break;
-                            sum += v.template at<A>(i);
-                            best.take_next(v.template at<A>(i), p.pixel + i);
+                          for (uint32_t k = 0; k < kAhead; ++k) {
+                            const uint32_t pixels = k < count ? p[k].count : 0;
+                            rows[k] = {0, Maximum<A>::before(pixels > 0 ? p[k].pixel : Maximum<A>::kNone)};
+                            add_vector(v[k], p[k].pixel, pixels, rows[k].sum, rows[k].best);
                           }
-                          sum = warp_sum(sum);
-                          best = warp_maximum(best);
-                          if (threadIdx.x % 32 == 0) {
-                            const uint32_t at = (row - chunk) * kWarps + threadIdx.x / 32;
-                            sums[at] = sum;
-                            values[at] = best.value;
-                            indices[at] = best.index;
+                          const Pooled<A> row = combine_rows(rows);
+                          const uint32_t k = threadIdx.x % 32 / 8;
+                          if (threadIdx.x % 8 == 0 && k < count) {
+                            const uint32_t at = (first + k - chunk) * kWarps + threadIdx.x / 32;
+                            sums[at] = row.sum;
+                            values[at] = row.best.value;
+                            indices[at] = row.best.index;
                           }
                         });
     __syncthreads();
@@ -129,26 +127,28 @@ __device__ __forceinline__ void pool_slice_of_pixels(const T* image, const Slice
   SRTOD_SHARED(uint32_t, indices, [kThreads * kWidth<T>]);
   const Place first = place_of<T, true>(s, begin);
   ChannelPool<T> mine(first.count > 0 ? first.pixel : Maximum<A>::kNone);
-  read_rows<T, true>(image, s, begin, end, kept, keep_end, [&](uint32_t, const Place& p, const Vector<T>& v) {
-    if (p.count > 0) mine.add(v, p.pixel);
-  });
-  const uint32_t count = elements_below(s.shape.channels, first.channel, kWidth<T>);
-  const bool active = threadIdx.x < s.by.columns * s.by.lanes && count > 0;
-  mine.combine_lanes(s.by, active, values, indices);
-  if (active && threadIdx.x < s.by.columns)
+  read_rows<T, true>(image, s, begin, end, kept, keep_end,
+                     [&](uint32_t, uint32_t count, const Place(&p)[kAhead], const Vector<T>(&v)[kAhead]) {
 #pragma unroll
-    for (uint32_t i = 0; i < kWidth<T>; ++i) {
-      if (i >= count) break;
-      const int64_t at = (n * pool.parts + slice) * s.shape.channels + first.channel + i;
-      pool.sums[at] = mine.sum[i];
-      pool.maxima[at] = mine.best[i].value;
-      pool.indices[at] = mine.best[i].index;
-    }
+                       for (uint32_t k = 0; k < kAhead; ++k)
+                         if (k < count && p[k].count > 0) mine.add(v[k], p[k].pixel);
+                     });
+  const int64_t part = (n * pool.parts + slice) * s.shape.channels;
+  mine.combine_lanes(
+      s.by, values, indices,
+      [&](uint32_t c, A sum) {
+        if (c < s.shape.channels) pool.sums[part + c] = sum;
+      },
+      [&](uint32_t c, const Maximum<A>& best) {
+        if (c >= s.shape.channels) return;
+        pool.maxima[part + c] = best.value;
+        pool.indices[part + c] = best.index;
+      });
 }
 
 // Adds up the parts of all images: a block takes kSectorChannels channels at once, 32 threads of it a channel.
-template <class A>
-__device__ __forceinline__ void combine_slices(const Shape& shape, const SlicePool<A>& pool) {
+template <class T, bool channels_last, class A = compute_t<T>>
+__device__ __forceinline__ void combine_slices(const T* x, const Shape& shape, const SlicePool<A>& pool) {
   constexpr uint32_t lanes = kThreads / kSectorChannels;
   SRTOD_SHARED(A, sums, [kThreads]);
   SRTOD_SHARED(A, values, [kThreads]);
@@ -173,7 +173,9 @@ __device__ __forceinline__ void combine_slices(const Shape& shape, const SlicePo
           combine_parts<A>(sums, values, indices, threadIdx.x, minimum(lanes, pool.parts), kSectorChannels);
       pool.average[n * shape.channels + channel] = all.sum / static_cast<A>(shape.pixels);
       pool.maximum[n * shape.channels + channel] = all.best.value;
-      pool.argmax[n * shape.channels + channel] = all.best.index;
+      pool.argmax[n * shape.channels + channel] =
+          channels_last ? all.best.index
+                        : exact_index(x + (n * shape.channels + channel) * shape.pixels, all.best, shape.pixels);
     }
     __syncthreads();
   }
@@ -191,36 +193,40 @@ __device__ __forceinline__ void scale_slice(const T* x, const Slices& s, uint32_
 #pragma unroll
     for (uint32_t i = 0; i < kWidth<T>; ++i) of_thread[i] = weights[minimum(channel + i, s.shape.channels - 1)];
   }
-  for (uint32_t left = end; left > begin; left -= minimum(kAhead, left - begin)) {
-    Place p[kAhead];
-    Vector<T> v[kAhead];
+  // The rows first <= row < last, last to first; all that is read of kAhead of them is on its way before any is used.
+  const auto scale_rows = [&](uint32_t first, uint32_t last, const auto& read) {
+    for (uint32_t left = last; left > first; left -= minimum(kAhead, left - first)) {
+      Place p[kAhead];
+      Vector<T> v[kAhead];
+      A of_row[kAhead];
 #pragma unroll
-    for (uint32_t k = 0; k < kAhead; ++k) {
-      const uint32_t row = left - 1 - minimum(k, left - 1 - begin);
-      p[k] = place_of<T, channels_last>(s, row);
-      if (row < keep_end)
-        v[k] = kept[(row - begin) * kThreads + threadIdx.x];
-      else
-        v[k] = load(x + p[k].at, s.wide, p[k].count);
-    }
-#pragma unroll
-    for (uint32_t k = 0; k < kAhead; ++k) {
-      if (k >= left - begin) break;
-      if (p[k].count == 0) continue;
-      if constexpr (!channels_last) {
-        if (p[k].pixel != pixel) {  // another tile
-          pixel = p[k].pixel;
-#pragma unroll
-          for (uint32_t i = 0; i < kWidth<T>; ++i) of_thread[i] = filter[minimum(pixel + i, s.shape.pixels - 1)];
-        }
+      for (uint32_t k = 0; k < kAhead; ++k) {
+        const uint32_t row = left - 1 - minimum(k, left - 1 - first);
+        p[k] = place_of<T, channels_last>(s, row);
+        v[k] = read(row, p[k]);
+        of_row[k] = channels_last ? filter[minimum(p[k].pixel, s.shape.pixels - 1)] : weights[p[k].channel];
       }
-      const A of_row = channels_last ? filter[p[k].pixel] : weights[p[k].channel];
 #pragma unroll
-      for (uint32_t i = 0; i < kWidth<T>; ++i)
-        v[k].values[i] = static_cast<T>(enhance(v[k].template at<A>(i), of_row, of_thread[i]));
-      store(v[k], y + p[k].at, s.wide, p[k].count);
+      for (uint32_t k = 0; k < kAhead; ++k) {
+        if (k >= left - first) break;
+        if (p[k].count == 0) continue;
+        if constexpr (!channels_last) {
+          if (p[k].pixel != pixel) {  // another tile
+            pixel = p[k].pixel;
+#pragma unroll
+            for (uint32_t i = 0; i < kWidth<T>; ++i) of_thread[i] = filter[minimum(pixel + i, s.shape.pixels - 1)];
+          }
+        }
+#pragma unroll
+        for (uint32_t i = 0; i < kWidth<T>; ++i)
+          v[k].set(i, static_cast<T>(enhance(v[k].template at<A>(i), of_row[k], of_thread[i])));
+        store(v[k], y + p[k].at, s.wide, p[k].count);
+      }
     }
-  }
+  };
+  const uint32_t kept_end = minimum(end, keep_end > begin ? keep_end : begin);
+  scale_rows(kept_end, end, [&](uint32_t, const Place& p) { return load(x + p.at, s.wide, p.count); });
+  scale_rows(begin, kept_end, [&](uint32_t row, const Place&) { return kept[(row - begin) * kThreads + threadIdx.x]; });
 }
 
 template <class T, bool channels_last>
@@ -244,7 +250,7 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerMultiprocessor)
   }
   wait_for_grid();
 
-  combine_slices(s.shape, pool);
+  combine_slices<T, channels_last>(x, s.shape, pool);
   wait_for_grid();
 
   A* hidden = pool.hidden + int64_t{blockIdx.x} * 2 * mlp.hidden;

@@ -49,12 +49,10 @@ std::tuple<Tensor, Tensor> filtration_backward_cuda(const Tensor& grad, const Te
   const OnDevice device(difference);
   const cudaStream_t stream = device.stream();
   const Tensor g = in_format(grad, MemoryFormat::Contiguous);
-  Tensor grad_difference = difference_grad ? empty({difference.size(0), 1, difference.size(2), difference.size(3)},
-                                                   difference.scalar_type(), difference)
-                                           : empty({0}, difference.scalar_type(), difference);
-  Tensor grad_threshold = empty({}, threshold.scalar_type(), threshold);
   const Filter f(kOp, difference, threshold, grad.size(2), grad.size(3), resize, surrogate, alpha);
-  const uint32_t tiles = map_tiles(f);
+  Tensor grad_difference = empty_gradient(difference, difference_grad, f, stream);
+  Tensor grad_threshold = empty({}, threshold.scalar_type(), threshold);
+  const uint32_t tiles = gradient_tiles(f);
   const int64_t blocks = difference.size(0) * tiles;
   if (blocks == 0) {
     set_zero(grad_threshold, stream);

@@ -30,6 +30,9 @@ struct Filter {
   Resize resize;
   Surrogate surrogate;
   double alpha;
+  // A nearest resize in which every filter pixel has a map pixel of its own: to no larger a size, of indices that
+  // float32 tells apart.
+  bool samples;
 
   Filter() = default;
   Filter(const char* op, const Tensor& difference, const Tensor& threshold, int64_t height, int64_t width,
@@ -42,7 +45,9 @@ struct Filter {
         scale_x(static_cast<float>(difference.size(3)) / static_cast<float>(width)),
         resize(Resize(resize)),
         surrogate(Surrogate(surrogate)),
-        alpha(alpha) {
+        alpha(alpha),
+        samples(Resize(resize) == Resize::nearest && difference.size(2) >= height && difference.size(3) >= width &&
+                std::max(difference.size(2), difference.size(3)) <= int64_t{1} << 24) {
     STD_TORCH_CHECK(height * width <= 2147483647, op, ": a filter of more than 2^31 - 1 pixels is too large");
   }
 
@@ -201,11 +206,22 @@ __device__ __forceinline__ A difference_gradient(const Filter& f, int64_t n, uin
               : A(0);
 }
 
-constexpr uint32_t kMapPixelsOfThread = 4;
-constexpr uint32_t kMapPixelsOfBlock = kThreads * kMapPixelsOfThread;
+constexpr uint32_t kGradientsOfThread = 4;
+constexpr uint32_t kGradientsOfBlock = kThreads * kGradientsOfThread;
 
-inline uint32_t map_tiles(const Filter& f) {
-  return static_cast<uint32_t>(divide_up(f.map_pixels(), kMapPixelsOfBlock));
+// Blocks that compute the gradients of an image's differences. Of a filter that samples only the sampled ones are
+// computed, and the others must be zero before.
+inline uint32_t gradient_tiles(const Filter& f) {
+  return static_cast<uint32_t>(divide_up(f.samples ? f.pixels() : f.map_pixels(), kGradientsOfBlock));
+}
+
+// The gradient of the differences [N, 1, H, W], ready for the tiles; empty where it is not wanted.
+inline Tensor empty_gradient(const Tensor& difference, bool wanted, const Filter& f, cudaStream_t stream) {
+  if (!wanted) return empty({0}, difference.scalar_type(), difference);
+  Tensor gradient =
+      empty({difference.size(0), 1, difference.size(2), difference.size(3)}, difference.scalar_type(), difference);
+  if (f.samples) set_zero(gradient, stream);
+  return gradient;
 }
 
 // One block's share of the gradients of the differences, tile `tile` of image n: written to `grad_difference`
@@ -218,12 +234,23 @@ __device__ __forceinline__ double difference_gradient_tile(const Filter& f, int6
   const A t = f.threshold.at<A>(0);
   double sum = 0;
 #pragma unroll 1
-  for (uint32_t k = 0; k < kMapPixelsOfThread; ++k) {
-    const uint32_t p = tile * kMapPixelsOfBlock + k * kThreads + threadIdx.x, y = p / f.difference.width;
-    if (y >= f.difference.height) break;
-    const A grad = difference_gradient(f, n, y, p - y * f.difference.width, t, grad_filter);
+  for (uint32_t k = 0; k < kGradientsOfThread; ++k) {
+    const uint32_t p = tile * kGradientsOfBlock + k * kThreads + threadIdx.x;
+    if (p >= (f.samples ? f.pixels() : f.map_pixels())) break;
+    uint32_t y = p / (f.samples ? f.width : f.difference.width);
+    uint32_t x = p - y * (f.samples ? f.width : f.difference.width);
+    A grad;
+    if (f.samples) {
+      grad = grad_filter(y, x);
+      y = nearest_index(y, f.scale_y, f.difference.height);
+      x = nearest_index(x, f.scale_x, f.difference.width);
+      const A slope = surrogate_derivative(f.difference.at<A>(n, y, x) - t, f.surrogate, static_cast<A>(f.alpha));
+      grad = f.surrogate == Surrogate::none ? A(0) : grad * slope;
+    } else {
+      grad = difference_gradient(f, n, y, x, t, grad_filter);
+    }
     sum += static_cast<double>(grad);
-    if (grad_difference.data != nullptr) grad_difference.set(n * f.map_pixels() + p, grad);
+    if (grad_difference.data != nullptr) grad_difference.set(n * f.map_pixels() + y * f.difference.width + x, grad);
   }
   return block_sum(sum, scratch);
 }

@@ -16,7 +16,8 @@ namespace srtod {
 inline int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 inline dim3 grid_of(int64_t blocks) {
-  STD_TORCH_CHECK(blocks > 0 && blocks <= 2147483647, "srtod: a tensor is too large for one launch");
+  STD_TORCH_CHECK(blocks > 0 && blocks <= 2147483647,
+                  "srtod: a tensor needs more than the 2^31 - 1 blocks of a launch; split the batch");
   return dim3(static_cast<unsigned>(blocks));
 }
 

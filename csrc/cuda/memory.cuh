@@ -8,13 +8,32 @@ namespace srtod {
 template <class T>
 constexpr uint32_t kWidth = 16 / sizeof(T);  // elements of a 16-byte access
 
+// As words, not as an array of T: what a wide and a narrow access give would else be put together again in halves of
+// words, at two instructions each.
 template <class T>
 struct alignas(16) Vector {
-  T values[kWidth<T>];
+  uint32_t words[4];
 
   template <class A>
   __device__ __forceinline__ A at(uint32_t i) const {
-    return static_cast<A>(values[i]);
+    T value;
+    if constexpr (sizeof(T) == 2) {
+      const uint16_t half = static_cast<uint16_t>(words[i / 2] >> (16 * (i % 2)));
+      std::memcpy(&value, &half, sizeof value);
+    } else {
+      std::memcpy(&value, &words[i * sizeof(T) / 4], sizeof value);
+    }
+    return static_cast<A>(value);
+  }
+
+  __device__ __forceinline__ void set(uint32_t i, T value) {
+    if constexpr (sizeof(T) == 2) {
+      uint16_t half;
+      std::memcpy(&half, &value, sizeof half);
+      words[i / 2] = (words[i / 2] & (0xffff0000u >> (16 * (i % 2)))) | uint32_t{half} << (16 * (i % 2));
+    } else {
+      std::memcpy(&words[i * sizeof(T) / 4], &value, sizeof value);
+    }
   }
 };
 
@@ -27,10 +46,14 @@ bool is_aligned(const T* pointer) {
 // count = kWidth or 0.
 template <class T>
 __device__ __forceinline__ Vector<T> load(const T* from, bool wide, uint32_t count) {
-  Vector<T> v;
-  if (wide && count != 0) return *reinterpret_cast<const Vector<T>*>(from);
+  Vector<T> v{};
+  if (wide) {
+    if (count != 0) v = *reinterpret_cast<const Vector<T>*>(from);
+    return v;
+  }
 #pragma unroll
-  for (uint32_t i = 0; i < kWidth<T>; ++i) v.values[i] = i < count ? from[i] : T(0);
+  for (uint32_t i = 0; i < kWidth<T>; ++i)
+    if (i < count) v.set(i, from[i]);
   return v;
 }
 
@@ -42,7 +65,7 @@ __device__ __forceinline__ void store(const Vector<T>& v, T* to, bool wide, uint
   }
 #pragma unroll
   for (uint32_t i = 0; i < kWidth<T>; ++i)
-    if (i < count) to[i] = v.values[i];
+    if (i < count) to[i] = v.template at<T>(i);
 }
 
 __device__ __forceinline__ uint32_t minimum(uint32_t a, uint32_t b) { return a < b ? a : b; }
@@ -78,6 +101,29 @@ struct AnyFloat {
     if (type == ScalarType::Double) return static_cast<A>(static_cast<const double*>(data)[i]);
     if (type == ScalarType::Half) return static_cast<A>(static_cast<float>(static_cast<const Half*>(data)[i]));
     return static_cast<A>(static_cast<float>(static_cast<const BFloat16*>(data)[i]));
+  }
+
+  // The values at first, first + step, ..., of which `count` (at most kCount) are there, then zeros. All loads are on
+  // their way at once: one by one, with a branch between them, each would wait for the one before.
+  template <uint32_t kCount, class A>
+  __device__ __forceinline__ void read(int64_t first, int64_t step, uint32_t count, A (&values)[kCount]) const {
+    if (type == ScalarType::Float)
+      read_as<float>(first, step, count, values);
+    else if (type == ScalarType::Double)
+      read_as<double>(first, step, count, values);
+    else if (type == ScalarType::Half)
+      read_as<Half>(first, step, count, values);
+    else
+      read_as<BFloat16>(first, step, count, values);
+  }
+
+ private:
+  template <class T, uint32_t kCount, class A>
+  __device__ __forceinline__ void read_as(int64_t first, int64_t step, uint32_t count, A (&values)[kCount]) const {
+#pragma unroll
+    for (uint32_t k = 0; k < kCount; ++k)
+      values[k] =
+          k < count ? static_cast<A>(static_cast<compute_t<T>>(static_cast<const T*>(data)[first + k * step])) : A(0);
   }
 };
 

@@ -22,7 +22,38 @@ template <class A>
 struct Pooled {
   A sum;
   Maximum<A> best;
+
+  __device__ __forceinline__ void take(const Pooled& other) {
+    sum += other.sum;
+    best.take(other.best);
+  }
+  __device__ __forceinline__ Pooled of_lane_xor(unsigned mask) const {
+    return {__shfl_xor_sync(0xffffffffu, sum, mask),
+            {__shfl_xor_sync(0xffffffffu, best.value, mask), __shfl_xor_sync(0xffffffffu, best.index, mask)}};
+  }
+  // Field by field: a choice between two places would keep both in memory.
+  __device__ __forceinline__ static Pooled either(bool first, const Pooled& a, const Pooled& b) {
+    return {first ? a.sum : b.sum, {first ? a.best.value : b.best.value, first ? a.best.index : b.best.index}};
+  }
 };
+
+// Combines four values of each lane over a warp: that of rows[k] is returned to lanes 8 k to 8 k + 7. Half of the lanes
+// hand on two rows and keep two, then one and one, so that six exchanges do and not twenty.
+template <class A>
+__device__ __forceinline__ Pooled<A> combine_rows(const Pooled<A> (&rows)[4]) {
+  const bool upper = threadIdx.x & 16, odd = threadIdx.x & 8;
+  Pooled<A> two[2];
+#pragma unroll
+  for (uint32_t k = 0; k < 2; ++k) {
+    two[k] = Pooled<A>::either(upper, rows[2 + k], rows[k]);
+    two[k].take(Pooled<A>::either(upper, rows[k], rows[2 + k]).of_lane_xor(16));
+  }
+  Pooled<A> one = Pooled<A>::either(odd, two[1], two[0]);
+  one.take(Pooled<A>::either(odd, two[0], two[1]).of_lane_xor(8));
+#pragma unroll
+  for (unsigned mask = 4; mask > 0; mask /= 2) one.take(one.of_lane_xor(mask));
+  return one;
+}
 
 // Adds up `count` parts of one channel, `stride` apart, in order.
 template <class A>
@@ -60,36 +91,83 @@ struct ChannelPool {
     }
   }
 
-  // Combines the lanes of every column; the results are in the threads of lane 0. `values` and `indices`
-  // [kThreads * kWidth] are shared memory.
-  __device__ __forceinline__ void combine_lanes(const Columns& by, bool active, A* values, uint32_t* indices) {
-    const uint32_t column = threadIdx.x % by.columns, lane = threadIdx.x / by.columns;
+  // Combines the lanes of every column; a thread takes a channel. Calls set_sum(channel, sum), then
+  // set_maximum(channel, maximum), with `channel` in the block. `values` and `indices` [kThreads * kWidth] are shared
+  // memory.
+  template <class SetSum, class SetMaximum>
+  __device__ __forceinline__ void combine_lanes(const Columns& by, A* values, uint32_t* indices, const SetSum& set_sum,
+                                                const SetMaximum& set_maximum) {
+    const uint32_t channels = by.columns * kWidth<T>;  // a lane's threads follow one another, and so do their channels
+    const uint32_t mine = threadIdx.x * kWidth<T>;
     __syncthreads();  // both may still be read from the lanes combined before
-    if (active)
 #pragma unroll
-      for (uint32_t i = 0; i < kWidth<T>; ++i) values[threadIdx.x * kWidth<T> + i] = sum[i];
+    for (uint32_t i = 0; i < kWidth<T>; ++i) values[mine + i] = sum[i];
     __syncthreads();
-    if (active && lane == 0)
-      for (uint32_t other = 1; other < by.lanes; ++other)
-#pragma unroll
-        for (uint32_t i = 0; i < kWidth<T>; ++i) sum[i] += values[(other * by.columns + column) * kWidth<T> + i];
+    for (uint32_t c = threadIdx.x; c < channels; c += kThreads) {
+      A all = values[c];
+#pragma unroll 8
+      for (uint32_t lane = 1; lane < by.lanes; ++lane) all += values[lane * channels + c];
+      set_sum(c, all);
+    }
     __syncthreads();
-    if (active)
 #pragma unroll
-      for (uint32_t i = 0; i < kWidth<T>; ++i) {
-        values[threadIdx.x * kWidth<T> + i] = best[i].value;
-        indices[threadIdx.x * kWidth<T> + i] = best[i].index;
-      }
+    for (uint32_t i = 0; i < kWidth<T>; ++i) {
+      values[mine + i] = best[i].value;
+      indices[mine + i] = best[i].index;
+    }
     __syncthreads();
-    if (active && lane == 0)
-      for (uint32_t other = 1; other < by.lanes; ++other)
-#pragma unroll
-        for (uint32_t i = 0; i < kWidth<T>; ++i) {
-          const uint32_t at = (other * by.columns + column) * kWidth<T> + i;
-          best[i].take({values[at], indices[at]});
-        }
+    for (uint32_t c = threadIdx.x; c < channels; c += kThreads) {
+      Maximum<A> all{values[c], indices[c]};
+#pragma unroll 8
+      for (uint32_t lane = 1; lane < by.lanes; ++lane)
+        all.take({values[lane * channels + c], indices[lane * channels + c]});
+      set_maximum(c, all);
+    }
   }
 };
+
+// --- NCHW: a thread sees kWidth neighbouring pixels of one channel at once ---
+
+// Adds a vector of which `count` pixels, from `pixel` on, are there. The index of the maximum is that of its vector's
+// first pixel until `exact_index`: so only vectors are compared one by one.
+template <class T, class A>
+__device__ __forceinline__ void add_vector(const Vector<T>& v, uint32_t pixel, uint32_t count, A& sum,
+                                           Maximum<A>& best) {
+  A of_vector = 0, greatest = -static_cast<A>(INFINITY);
+  if (count == kWidth<T>) {
+#pragma unroll
+    for (uint32_t i = 0; i < kWidth<T>; ++i) {
+      of_vector += v.template at<A>(i);
+      greatest = fmax(greatest, v.template at<A>(i));  // passes NaN over
+    }
+  } else {
+#pragma unroll
+    for (uint32_t i = 0; i < kWidth<T>; ++i) {
+      of_vector += i < count ? v.template at<A>(i) : A(0);
+      greatest = fmax(greatest, i < count ? v.template at<A>(i) : greatest);
+    }
+  }
+  if (of_vector != of_vector) {  // a NaN, or infinities of both signs
+#pragma unroll
+    for (uint32_t i = 0; i < kWidth<T>; ++i)
+      if (i < count && v.template at<A>(i) != v.template at<A>(i)) greatest = v.template at<A>(i);
+  }
+  sum += of_vector;
+  if (count > 0) best.take_next(greatest, pixel);
+}
+
+// The first of the pixels of the maximum's vector that has its value.
+template <class T, class A>
+__device__ __forceinline__ uint32_t exact_index(const T* plane, const Maximum<A>& best, uint32_t pixels) {
+  uint32_t first = best.index;
+#pragma unroll
+  for (uint32_t i = kWidth<T>; i > 0; --i) {
+    const uint32_t pixel = minimum(minimum(best.index, pixels - 1) + i, pixels) - 1;  // in the plane, come what may
+    const A value = static_cast<A>(plane[pixel]);
+    if ((value == best.value) | ((value != value) & (best.value != best.value))) first = pixel;
+  }
+  return first;
+}
 
 struct PooledTensors {  // each [N, C]; argmax = index of the first maximum in h * w, the others in the type of
                         // arithmetic
@@ -102,7 +180,7 @@ struct PooledTensors {  // each [N, C]; argmax = index of the first maximum in h
   }
 };
 
-// Pools `features`, laid out in `format`, in one launch, whose first blocks compute the filter `beside`.
+// Pools `features`, laid out in `format`, in one launch, whose last blocks compute the filter `beside`.
 void launch_pool(const char* op, const Tensor& features, MemoryFormat format, const Mlp& mlp, PooledTensors& out,
                  const OnDevice& device, const FilterTiles& beside = {});
 

@@ -38,18 +38,20 @@ struct Maximum {
     return {-static_cast<A>(INFINITY), first_index};
   }
 
-  // `other_index` is not lower than `index`.
+  // `other_index` is not lower than `index`. Like `take` it has no branch: `&` and `|`, not `&&` and `||`.
   __device__ __forceinline__ void take_next(A other, uint32_t other_index) {
-    if (!(other <= value) && value == value) {
-      value = other;
-      index = other_index;
-    }
+    const bool wins = !(other <= value) & (value == value);
+    value = wins ? other : value;
+    index = wins ? other_index : index;
   }
 
   __device__ __forceinline__ void take(const Maximum& other) {
     const bool nan = value != value, other_nan = other.value != other.value;
-    const bool tie = other.value == value || (nan && other_nan);
-    if (tie ? other.index < index : !nan && (other_nan || other.value > value)) *this = other;
+    const bool tie = (other.value == value) | (nan & other_nan);
+    const bool greater = !nan & (other_nan | (other.value > value));
+    const bool wins = greater | (tie & (other.index < index));
+    value = wins ? other.value : value;
+    index = wins ? other.index : index;
   }
 };
 

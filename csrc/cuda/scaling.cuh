@@ -4,31 +4,34 @@
 
 namespace srtod {
 
-// What turns x (or g) into the result: times s f, and in the backward pass plus a constant and the maximum's share.
+// Forward: x s f. Backward: g s f, plus a constant and the maximum's share. Spread: these two alone, with nothing read.
+enum class Scale { forward, backward, spread };
+
 template <class A>
 struct Scaling {
-  const A* filter;                 // [N, h * w]
-  const A* weights;                // [N, C]
-  const A *constant, *at_maximum;  // [N, C], backward only
-  const int64_t* argmax;           // [N, C], backward only
+  const A* filter;                 // [N, h * w]; not to spread
+  const A* weights;                // [N, C]; not to spread
+  const A *constant, *at_maximum;  // [N, C]; not forward
+  const int64_t* argmax;           // [N, C]; not forward
 };
 
-template <bool backward, class A>
+template <Scale kind, class A>
 struct ChannelScaling {  // of one channel
   A weight, constant, at_maximum;
   uint32_t argmax;
 
   __device__ __forceinline__ void read(const Scaling<A>& scaling, int64_t nc) {
-    weight = scaling.weights[nc];
-    if constexpr (backward) {
+    if constexpr (kind != Scale::spread) weight = scaling.weights[nc];
+    if constexpr (kind != Scale::forward) {
       constant = scaling.constant[nc];
-      at_maximum = scaling.at_maximum[nc];
+      at_maximum = constant + scaling.at_maximum[nc];
       argmax = static_cast<uint32_t>(scaling.argmax[nc]);
     }
   }
   __device__ __forceinline__ A operator()(A value, A filter, uint32_t pixel) const {
+    if constexpr (kind == Scale::spread) return argmax == pixel ? at_maximum : constant;
     A result = enhance(value, weight, filter);
-    if constexpr (backward) result += argmax == pixel ? constant + at_maximum : constant;
+    if constexpr (kind == Scale::backward) result += argmax == pixel ? at_maximum : constant;
     return result;
   }
 };
@@ -56,7 +59,7 @@ struct ScaleCut {
 };
 
 // NCHW: a thread owns kWidth neighbouring pixels and goes through a group of channels. `y` may be `x`.
-template <bool backward, class T>
+template <Scale kind, class T>
 __device__ __forceinline__ void scale_planes(uint32_t index, const T* x, const Shape& shape, const ScaleCut& cut,
                                              const Scaling<compute_t<T>>& scaling, T* y) {
   using A = compute_t<T>;
@@ -65,32 +68,36 @@ __device__ __forceinline__ void scale_planes(uint32_t index, const T* x, const S
   const uint32_t pixel = (tile * kThreads + threadIdx.x) * kWidth<T>;
   const uint32_t count = elements_below(shape.pixels, pixel, kWidth<T>);
   if (count == 0) return;
-  A f[kWidth<T>];
+  A f[kWidth<T>] = {};
+  if constexpr (kind != Scale::spread) {
 #pragma unroll
-  for (uint32_t i = 0; i < kWidth<T>; ++i)
-    f[i] = scaling.filter[n * shape.pixels + minimum(pixel + i, shape.pixels - 1)];
+    for (uint32_t i = 0; i < kWidth<T>; ++i)
+      f[i] = scaling.filter[n * shape.pixels + minimum(pixel + i, shape.pixels - 1)];
+  }
   const uint32_t end = minimum((group + 1) * ScaleCut::kChannels, shape.channels);
   for (uint32_t first = group * ScaleCut::kChannels; first < end; first += 4) {  // four loads on their way at once
-    Vector<T> v[4];
+    Vector<T> v[4] = {};
     const int64_t at = (n * shape.channels + first) * shape.pixels + pixel;
+    if constexpr (kind != Scale::spread) {
 #pragma unroll
-    for (uint32_t k = 0; k < 4; ++k)
-      v[k] = load(x + at + int64_t{k} * shape.pixels, cut.wide, first + k < end ? count : 0);
+      for (uint32_t k = 0; k < 4; ++k)
+        v[k] = load(x + at + int64_t{k} * shape.pixels, cut.wide, first + k < end ? count : 0);
+    }
 #pragma unroll
     for (uint32_t k = 0; k < 4; ++k) {
       if (first + k >= end) break;
-      ChannelScaling<backward, A> scale;
+      ChannelScaling<kind, A> scale;
       scale.read(scaling, n * shape.channels + first + k);
 #pragma unroll
       for (uint32_t i = 0; i < kWidth<T>; ++i)
-        v[k].values[i] = static_cast<T>(scale(v[k].template at<A>(i), f[i], pixel + i));
+        v[k].set(i, static_cast<T>(scale(v[k].template at<A>(i), f[i], pixel + i)));
       store(v[k], y + at + int64_t{k} * shape.pixels, cut.wide, count);
     }
   }
 }
 
 // channels_last: a thread keeps to kWidth channels and goes through pixels.
-template <bool backward, class T>
+template <Scale kind, class T>
 __device__ __forceinline__ void scale_pixels(uint32_t index, const T* x, const Shape& shape, const ScaleCut& cut,
                                              const Scaling<compute_t<T>>& scaling, T* y) {
   using A = compute_t<T>;
@@ -100,7 +107,7 @@ __device__ __forceinline__ void scale_pixels(uint32_t index, const T* x, const S
   const uint32_t channel = (group * cut.by.columns + column) * kWidth<T>;
   const uint32_t count = elements_below(shape.channels, channel, kWidth<T>);
   if (lane >= cut.by.lanes || count == 0) return;
-  ChannelScaling<backward, A> scale[kWidth<T>];
+  ChannelScaling<kind, A> scale[kWidth<T>];
 #pragma unroll
   for (uint32_t i = 0; i < kWidth<T>; ++i)
     scale[i].read(scaling, n * shape.channels + minimum(channel + i, shape.channels - 1));
@@ -110,13 +117,15 @@ __device__ __forceinline__ void scale_pixels(uint32_t index, const T* x, const S
     const uint32_t first = tile * of_tile + batch * cut.by.lanes + lane;
     const int64_t at = n * shape.elements() + int64_t{first} * shape.channels + channel;
     const int64_t step = int64_t{cut.by.lanes} * shape.channels;
-    Vector<T> v[4];
-    A f[4];
+    Vector<T> v[4] = {};
+    A f[4] = {};
+    if constexpr (kind != Scale::spread) {
 #pragma unroll
-    for (uint32_t k = 0; k < 4; ++k) {
-      const bool inside = first + k * cut.by.lanes < shape.pixels;
-      v[k] = load(x + at + k * step, cut.wide, inside ? count : 0);
-      f[k] = inside ? scaling.filter[n * shape.pixels + first + k * cut.by.lanes] : A(0);
+      for (uint32_t k = 0; k < 4; ++k) {
+        const bool inside = first + k * cut.by.lanes < shape.pixels;
+        v[k] = load(x + at + k * step, cut.wide, inside ? count : 0);
+        f[k] = inside ? scaling.filter[n * shape.pixels + first + k * cut.by.lanes] : A(0);
+      }
     }
 #pragma unroll
     for (uint32_t k = 0; k < 4; ++k) {
@@ -124,7 +133,7 @@ __device__ __forceinline__ void scale_pixels(uint32_t index, const T* x, const S
       if (pixel >= shape.pixels) break;
 #pragma unroll
       for (uint32_t i = 0; i < kWidth<T>; ++i)
-        v[k].values[i] = static_cast<T>(scale[i](v[k].template at<A>(i), f[k], pixel));
+        v[k].set(i, static_cast<T>(scale[i](v[k].template at<A>(i), f[k], pixel)));
       store(v[k], y + at + k * step, cut.wide, count);
     }
   }
@@ -132,13 +141,13 @@ __device__ __forceinline__ void scale_pixels(uint32_t index, const T* x, const S
 
 // Block `block` of `blocks`, which go from the end of the map to its beginning: what the launch before read last may
 // still be in the cache.
-template <bool backward, class T>
+template <Scale kind, class T>
 __device__ __forceinline__ void scale_block(uint32_t block, uint32_t blocks, const T* x, const Shape& shape,
                                             const ScaleCut& cut, const Scaling<compute_t<T>>& scaling, T* y) {
   if (cut.channels_last)
-    scale_pixels<backward>(blocks - 1 - block, x, shape, cut, scaling, y);
+    scale_pixels<kind>(blocks - 1 - block, x, shape, cut, scaling, y);
   else
-    scale_planes<backward>(blocks - 1 - block, x, shape, cut, scaling, y);
+    scale_planes<kind>(blocks - 1 - block, x, shape, cut, scaling, y);
 }
 
 }  // namespace srtod

@@ -114,6 +114,7 @@ RUNS = {
     "all": Run("plain", ("tests/ops", "-k", "not cuda"), 2000),
     "address_sanitizer": Run("sanitized", ("tests/ops", "-k", "not cuda and not inductor"), 2000),
     "one_launch": Run("plain", ("tests/ops/test_reference.py", "-k", "dgfe"), 400, {"SRTOD_COOPERATIVE": "1"}),
+    "random_cases": Run("plain", ("tests/ops/test_fuzz.py", "-m", "slow", "-k", "not cuda"), 20),
     "two_launches": Run("plain", ("tests/ops/test_reference.py", "-k", "dgfe"), 400, {"SRTOD_COOPERATIVE": "0"}),
 }
 
@@ -171,8 +172,8 @@ class Fault:
 FAULTS = {
     "wrong_index_into_kept_rows": Fault(
         "dgfe_one_launch.cu",
-        "v[k] = kept[(row - begin) * kThreads + threadIdx.x]",
-        "v[k] = kept[(row - begin + 1) * kThreads + threadIdx.x]",
+        "return kept[(row - begin) * kThreads + threadIdx.x]",
+        "return kept[(row - begin + 1) * kThreads + threadIdx.x]",
         "plain",
         "AssertionError",
     ),
@@ -191,12 +192,16 @@ FAULTS = {
         "AssertionError",
     ),
     "no_barrier_of_the_grid": Fault(
-        "dgfe_one_launch.cu", "  wait_for_grid();\n\n  combine_slices", "\n  combine_slices", "plain", "AssertionError"
+        "dgfe_one_launch.cu",
+        "  wait_for_grid();\n\n  combine_slices<",
+        "\n  combine_slices<",
+        "plain",
+        "AssertionError",
     ),
     "barrier_that_not_all_threads_reach": Fault(
         "dgfe_one_launch.cu",
-        "  wait_for_grid();\n\n  combine_slices",
-        "  if (threadIdx.x > 0) wait_for_grid();\n\n  combine_slices",
+        "  wait_for_grid();\n\n  combine_slices<",
+        "  if (threadIdx.x > 0) wait_for_grid();\n\n  combine_slices<",
         "plain",
         "a GPU would hang",
     ),

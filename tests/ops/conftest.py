@@ -276,8 +276,12 @@ def assert_rounded_once(
     )
 
 
-def assert_agrees(case: Case) -> None:
-    """Forward and backward of the compiled op agree with the specification, in value, shape, dtype and layout."""
+def assert_agrees(case: Case, cancelling: float = 1.0) -> None:
+    """Forward and backward of the compiled op agree with the specification, in value, shape, dtype and layout.
+
+    The errors of the parameters' gradients may be `cancelling` times as large: in thousands of random cases there is
+    one in which so many digits of a sum cancel.
+    """
     case.require_grad()
     exact_case = case.in_float64().require_grad()
     outputs, specified, exact = case.run(), case.specified(), exact_case.specified()
@@ -306,7 +310,8 @@ def assert_agrees(case: Case) -> None:
             cancelled = eps * exact_gradients["difference"].nan_to_num().abs().sum().item()
         what = f"{case.op} gradient of {name}"
         torchs = pytorch[name] if may_cancel else None
-        assert_rounded_once(gradient, exact_gradients[name], arithmetic, what, torchs, cancelled)
+        error = arithmetic * (cancelling if may_cancel else 1)
+        assert_rounded_once(gradient, exact_gradients[name], error, what, torchs, cancelled)
     assert follows_layout(gradients[next(iter(case.tensors))], main)
 
 
@@ -323,7 +328,7 @@ class Kit(NamedTuple):
     case: Callable[..., Case] = make_case
     calls: Callable[..., dict[str, tuple[Any, ...]]] = make_calls
     lay_out: Callable[[Tensor, str], Tensor] = lay_out
-    assert_agrees: Callable[[Case], None] = assert_agrees
+    assert_agrees: Callable[..., None] = assert_agrees
     follows_layout: Callable[[Tensor, Tensor], bool] = follows_layout
     sizes: dict[str, Sizes] = SIZES
     new_sizes: type[Sizes] = Sizes

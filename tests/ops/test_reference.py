@@ -19,6 +19,29 @@ def test_many_images(name: str, native_layout: str, kit: Any, device: str) -> No
     kit.assert_agrees(kit.case(name, kit.new_sizes(9, 12, 9, 11, 36, 44, 3), torch.float32, device, native_layout))
 
 
+BEYOND = {  # batch, channels, h, w, H, W, hidden
+    "channels_of_two_blocks": (1, 2100, 3, 5, 12, 20, 40),  # in channels_last, of every type
+    "batch_over_the_blocks": (40, 5, 4, 6, 16, 24, 2),  # of the emulated GPU, which has six
+    "groups_of_parts": (1, 2, 120, 137, 480, 548, 1),
+    "map_of_the_filters_size": (2, 300, 9, 11, 9, 11, 70),
+    "one_long_row": (2, 33, 1, 2051, 1, 4102, 9),
+    "map_larger_on_one_axis": (2, 17, 12, 30, 40, 20, 3),
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("name", ["channel_reweighting", "dgfe", "filtration"])
+@pytest.mark.parametrize("size", BEYOND)
+def test_sizes_beyond_one_round(
+    size: str, name: str, dtype: torch.dtype, native_layout: str, kit: Any, device: str
+) -> None:
+    """What one block, warp or thread takes at once is not enough."""
+    case = kit.case(name, kit.new_sizes(*BEYOND[size]), dtype, device, native_layout)
+    if "weight1" in case.tensors:
+        case.tensors["weight1"] *= 0.1  # sums over 2100 channels stay as small as those over fewer
+    kit.assert_agrees(case)
+
+
 def test_every_dtype_layout_and_size(
     op: str, kit: Any, sizes: Any, layout: str, dtype: torch.dtype, device: str
 ) -> None:

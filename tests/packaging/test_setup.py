@@ -24,14 +24,14 @@ def setup() -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("requested", "visible", "chosen", "left_out"),
     [
-        ("", set(), ["8.0", "9.0+PTX"], []),
-        ("native", set(), ["8.0", "9.0+PTX"], []),
+        ("", set(), ["8.0", "9.0", "10.0", "12.0+PTX"], []),
+        ("native", set(), ["8.0", "9.0", "10.0", "12.0+PTX"], []),
         ("", {(8, 6)}, ["8.6+PTX"], []),
         ("", {(9, 0), (8, 0)}, ["8.0", "9.0+PTX"], []),
         ("", {(7, 5)}, [], ["7.5"]),
         ("", {(7, 5), (8, 9)}, ["8.9+PTX"], ["7.5"]),
         ("", {(10, 0)}, ["10.0+PTX"], []),
-        ("", {(99, 0)}, ["8.0", "9.0+PTX"], []),  # newer than nvcc
+        ("", {(99, 0)}, ["8.0", "9.0", "10.0", "12.0+PTX"], []),  # newer than nvcc
         ("8.6 9.0+PTX", {(8, 0)}, ["8.6", "9.0+PTX"], []),
         ("7.0;7.5+PTX;8.0;12.0", set(), ["8.0", "12.0"], ["7.0", "7.5+PTX"]),
         ("7.5", {(8, 0)}, [], ["7.5"]),
@@ -42,6 +42,13 @@ def test_which_architectures_are_built(
 ) -> None:
     known = {"75", "80", "86", "89", "90", "100", "120"}
     assert setup["choose_architectures"](requested, visible, known) == (chosen, left_out)
+
+
+def test_an_older_nvcc_builds_for_what_it_knows(setup: dict[str, Any]) -> None:
+    """That of CUDA 12.4 knows no GPU after 9.0."""
+    known = {"75", "80", "86", "89", "90"}
+    for visible in (set(), {(10, 0)}):
+        assert setup["choose_architectures"]("", visible, known) == (["8.0", "9.0+PTX"], [])
 
 
 @pytest.mark.parametrize(
