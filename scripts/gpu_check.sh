@@ -137,8 +137,8 @@ need_cuda_ops() {
   return 1
 }
 
-seconds_left() { # keeps some to write results in
-  local left=$((stage_seconds - stage_seconds / 20 - 5 - SECONDS))
+seconds_left() { # keeps some for the test that runs, and to write results in
+  local left=$((stage_seconds - stage_seconds / 10 - 5 - SECONDS))
   echo $((left > 1 ? left : 1))
 }
 

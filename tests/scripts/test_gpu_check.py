@@ -20,7 +20,7 @@ SOURCES = Path(__file__).resolve().parents[2]
 STAND_IN = Path(__file__).parent / "gpu_stand_in"
 STAGES = ["build", "cuda", "values", "quick", "models"]
 STAGES += ["memcheck", "synccheck", "initcheck", "racecheck", "benchmarks", "detectors"]
-SECONDS = 20
+SECONDS = 45  # of which a busy machine takes a third to import torch
 
 pytestmark = pytest.mark.skipif(not (SOURCES / "scripts").exists(), reason="needs the source tree")
 
@@ -65,7 +65,7 @@ def rehearse(folder: Path, *stages: str, seconds: int = SECONDS, **variables: st
         for name, text in {
             "compute-sanitizer": SANITIZER,
             "nvcc": "#!/bin/bash\necho release 13.0\n",
-            "failing-g++": "#!/bin/bash\necho this compiler fails; exit 1\n",
+            "failing-g++": "#!/bin/bash\nexit 1\n",
         }.items():
             (tools / name).write_text(text)
             (tools / name).chmod(0o755)
@@ -89,18 +89,37 @@ def rehearse(folder: Path, *stages: str, seconds: int = SECONDS, **variables: st
     return Rehearsal(done.returncode, done.stdout, folder / "out")
 
 
-@pytest.mark.slow
-def test_every_stage_starts_and_ends_in_time_whatever_the_others_do(tmp_path: Path) -> None:
-    run = rehearse(tmp_path, CXX=str(tmp_path / "tools/failing-g++"), STAND_IN_HIDES="pycocotools")
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("rehearsal")
+
+
+def assert_started_and_ended(run: Rehearsal, *stages: str) -> None:
     print(run.printed)
     assert run.status == 1
-    assert re.findall(r"^=== (\w+), see ", run.printed, re.MULTILINE) == STAGES
-    for stage in set(STAGES) - {"models"}:
+    assert re.findall(r"^=== (\w+), see ", run.printed, re.MULTILINE) == list(stages)
+    for stage in stages:
         seconds = re.search(r" in (\d+) s\b", run.summary(stage))
-        assert seconds, run.summary(stage)
-        assert int(seconds[1]) <= SECONDS + 40, run.summary(stage)  # 20 to be interrupted in, and a busy machine
+        assert seconds or "NOT RUN" in run.summary(stage), run.summary(stage)
+        assert seconds is None or int(seconds[1]) <= SECONDS + 40, run.summary(stage)
+
+
+def test_the_first_things_come_first(tmp_path: Path) -> None:
+    usage = subprocess.run(
+        ["bash", SOURCES / "scripts/gpu_check.sh", tmp_path, "no_stage"], capture_output=True, text=True, check=False
+    )
+    assert usage.returncode == 2
+    assert usage.stderr.endswith(f"a stage is one of: {' '.join(STAGES)}\n")
+
+
+@pytest.mark.slow
+def test_a_stage_that_fails_or_cannot_run_or_hangs_costs_no_other(folder: Path) -> None:
+    stages = ("build", "cuda", "models", "memcheck", "synccheck", "initcheck", "racecheck")
+    compiler = str(folder / "tools/failing-g++")
+    run = rehearse(folder, *stages, CXX=compiler, STAND_IN_HIDES="pycocotools")
+    assert_started_and_ended(run, *stages)
     assert "FAILED with status" in run.summary("build")
-    assert "this compiler fails" in run.printed
+    assert "[srtod] The compiled ops could not be built" in run.summary("build")
     assert "FAILED tests/ops/test_cuda.py::test_runs_on_the_current_stream" in run.summary("cuda")
     assert run.summary("models").startswith("models: NOT RUN: ")
     assert "lacks pycocotools: pip install pycocotools" in run.summary("models")
@@ -109,8 +128,15 @@ def test_every_stage_starts_and_ends_in_time_whatever_the_others_do(tmp_path: Pa
     assert f"stopped after STAGE_SECONDS={SECONDS}" in run.summary("synccheck")
     assert run.summary("initcheck").startswith("initcheck: passed in ")
     assert "Race reported" in run.summary("racecheck")
-    for stage in ("values", "quick", "benchmarks"):  # more than there is time for
-        assert "seconds are over" in run.summary(stage), run.summary(stage)
+
+
+@pytest.mark.slow
+def test_what_has_more_to_do_than_time_says_what_is_left(folder: Path) -> None:
+    stages = ("values", "quick", "benchmarks", "detectors")
+    run = rehearse(folder, *stages, seconds=60)
+    assert_started_and_ended(run, *stages)
+    assert " passed" in run.summary("values")
+    assert "seconds are over" in run.summary("quick") + run.summary("benchmarks")
     assert "| fused, us |" in (run.out / "table.md").read_text()
 
 
