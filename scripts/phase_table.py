@@ -49,6 +49,11 @@ def swarm_images(kind: str, count: int) -> Iterator[Tensor]:
     return (dataset[index][0] for index in range(count))
 
 
+def folder_images(folder: str, every: int) -> Iterator[Tensor]:
+    found = find_images(folder)
+    return (read_image(found.folder / entry["file_name"]) for entry in found.entries[::every])
+
+
 def table(means: Tensor) -> list[str]:
     """Lines of Markdown, in grey levels."""
     others = means.flatten()[1:].mean()
@@ -73,9 +78,7 @@ def main() -> None:
     options = parser.parse_args()
     detector = load_detector(options.checkpoint).detector.eval()
     images = (
-        swarm_images(options.swarm, options.count)
-        if options.swarm
-        else (read_image(path) for path in find_images(options.images)[:: options.every])
+        swarm_images(options.swarm, options.count) if options.swarm else folder_images(options.images, options.every)
     )
     with torch.no_grad():
         print("\n".join(table(mean_by_phase(detector, images))))

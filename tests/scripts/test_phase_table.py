@@ -1,11 +1,13 @@
 """The table of the difference by its place in a block."""
 
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import phase_table
 import pytest
 import torch
+import torchvision
 
 
 class FakeDetector:
@@ -41,3 +43,10 @@ def test_swarm_images_are_those_of_the_default_run(kind: str) -> None:
     config = TrainConfig.from_dict({"swarm_kind": kind})
     (image,) = phase_table.swarm_images(kind, 1)
     assert torch.equal(image, DetectionData(config.data, 0).test_set[0][0])
+
+
+def test_a_folder_gives_every_so_many_of_its_images(tmp_path: Path) -> None:
+    for number in range(5):
+        torchvision.io.write_png(torch.full((3, 4, 4), 50 * number, dtype=torch.uint8), str(tmp_path / f"{number}.png"))
+    images = phase_table.folder_images(str(tmp_path), 2)
+    assert [round(float(255 * image.mean())) for image in images] == [0, 100, 200]
