@@ -104,6 +104,7 @@ class ReconstructionHead(nn.Sequential):
 
         Under autocast they are float32 all the same, so that a difference of a few grey levels is not rounded.
         """
+        self._check(features)
         return self.predict_strip(features, Strip.whole(features.shape[2]))
 
     def predict(self, features: Tensor, image: Tensor, *, recompute: bool = False) -> Tensor:
