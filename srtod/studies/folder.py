@@ -31,18 +31,22 @@ def code_version() -> dict[str, str | None]:
 
 
 @contextmanager
-def locked(path: Path) -> Iterator[bool]:
+def locked(path: Path, *, wait: bool = False) -> Iterator[bool]:
     """Locks a file as long as the block, and this process, lives; whether it could be locked.
 
     The operating system frees the lock of a process that dies.
+
+    Args:
+        path: the file, made if it is not there.
+        wait: whether to wait for another process that has it locked.
     """
     with path.open("a") as file:
-        yield _lock(file)
+        yield _lock(file, wait)
 
 
-def _lock(file: IO[str]) -> bool:
+def _lock(file: IO[str], wait: bool) -> bool:
     try:
-        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.lockf(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
     except BlockingIOError:
         return False
     return True

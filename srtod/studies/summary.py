@@ -16,7 +16,7 @@ from srtod.engine import TrainConfig
 from srtod.engine.run import CHANGEABLE, PATHS
 
 from .definition import Study
-from .folder import RunFolder, StudyFolder
+from .folder import RunFolder, StudyFolder, locked
 from .statistics import Difference, Mean, mean, paired_difference
 
 __all__ = ["COLUMNS", "METRICS", "Run", "check_matched", "read_runs", "write_summary"]
@@ -91,10 +91,7 @@ def write_summary(study: Study, folder: StudyFolder, *, allow_commits: bool = Fa
         OSError: if a table cannot be written; the one before stays.
         ValueError: if runs differ in more than their variant's options.
     """
-    with (folder.path / "summary.lock").open("a") as file:
-        import fcntl
-
-        fcntl.lockf(file, fcntl.LOCK_EX)  # waits for another runner
+    with locked(folder.path / "summary.lock", wait=True):  # by another runner
         runs = read_runs(study, folder)
         with replacing(folder.path / "runs.csv") as table:
             writer = csv.DictWriter(table, COLUMNS, lineterminator="\n")
