@@ -32,7 +32,7 @@ class SelfReconstructionOptions(FiltrationOptions):
     reconstruction_target: Literal["image", "weighted_image", "boxes"] = option(
         "image",
         "what the head learns: the image; the image with the errors inside the objects' boxes counted once more; or "
-        "the mask of the boxes, for enhancement none alone",
+        "the mask of the boxes, which then takes the difference map's place",
     )
     reconstruction_weight: float = option(1.0, "weight of the reconstruction's loss", within="positive")
     reconstruction_start: float = option(
@@ -72,11 +72,10 @@ class SelfReconstructionOptions(FiltrationOptions):
         super().__post_init__()
         if self.cutoff > 0.5:
             raise ValueError(f"cutoff must be in [0, 0.5] cycles per pixel, such as 1 / 32, got {self.cutoff}")
-        if self.reconstruction_target == "boxes" and (self.reconstruction, self.enhancement) != ("subpixel", "none"):
+        if self.reconstruction_target == "boxes" and (self.reconstruction, self.difference) != ("subpixel", "pixel"):
             raise ValueError(
-                "reconstruction_target='boxes' predicts a mask, which makes no difference map; set "
-                f"reconstruction='subpixel' and enhancement='none', got {self.reconstruction!r} and "
-                f"{self.enhancement!r}"
+                "reconstruction_target='boxes' predicts a mask and no image; set reconstruction='subpixel' and "
+                f"difference='pixel', got {self.reconstruction!r} and {self.difference!r}"
             )
         if self.reconstruction == "resampled" and (self.enhancement == "none" or self.reconstruction_target != "image"):
             raise ValueError(

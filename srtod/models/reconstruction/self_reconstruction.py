@@ -193,7 +193,8 @@ class SelfReconstruction(nn.Module):
         sizes = _padded_sizes(image, image_sizes)
         source = features.detach() if options.detach_reconstruction else features
         if options.reconstruction_target == "boxes":
-            return features, self._predict_mask(source, image, sizes, boxes)
+            mask, output = self._predict_mask(source, image, sizes, boxes)
+            return self._enhance_by(features, mask, sizes, image_sizes), output
         measure = ImageError(
             image,
             from_logits=head.from_logits,
@@ -239,6 +240,8 @@ class SelfReconstruction(nn.Module):
         self._check(features, image, image_sizes)
         if enhancer is None:
             return features
+        if self.options.reconstruction_target == "boxes":
+            return self._enhance_by(features, head(features), None, image_sizes)
         samples = head.predict_samples(features, image)
         image = nearest(image, (features.shape[2], features.shape[3]))
         difference = difference_map(samples, image, from_logits=head.from_logits)
@@ -304,15 +307,16 @@ class SelfReconstruction(nn.Module):
 
     def _predict_mask(
         self, features: Tensor, image: Tensor, sizes: Tensor | None, boxes: Sequence[Tensor] | None
-    ) -> SelfReconstructionOutput:
+    ) -> tuple[Tensor, SelfReconstructionOutput]:
+        """The mask in [0, 1] at the level's size, `[N, 1, h, w]`, and what it yields, at the image's."""
         logits = self.reconstruction_head.logits(features)
         loss = logits.new_zeros(())
         if boxes is not None:
             mask = object_mask(boxes, (logits.shape[2], logits.shape[3]), self.scale)
             valid = None if sizes is None else self._valid_cells(features, sizes)
             loss = self.options.reconstruction_weight * mask_loss(logits, mask, valid)
-        shown = nearest(logits.detach(), (image.shape[2], image.shape[3]))
-        return SelfReconstructionOutput(loss, shown.sigmoid(), shown.expand(-1, 3, -1, -1))
+        shown = nearest(logits.detach(), (image.shape[2], image.shape[3])).expand(-1, 3, -1, -1)
+        return logits.sigmoid(), SelfReconstructionOutput(loss, shown[:, :1].sigmoid(), shown)
 
     def _valid_cells(self, features: Tensor, sizes: Tensor) -> Tensor:
         """Which pixels of the level belong to images of these sizes `[N, 2]`, bool `[N, 1, h, w]`."""

@@ -360,7 +360,10 @@ def test_none_leaves_the_loss_alone() -> None:
         ({"pass_share": 1.0}, "pass_share must be between 0 and 1, got 1.0"),
         ({"reconstruction": "unet"}, "reconstruction must be one of paper, subpixel, resampled, got 'unet'"),
         ({"reconstruction_target": "edges"}, "reconstruction_target must be one of image, weighted_image, boxes"),
-        ({"reconstruction_target": "boxes"}, "reconstruction_target='boxes' predicts a mask"),
+        (
+            {"reconstruction_target": "boxes", "reconstruction": "paper"},
+            "reconstruction_target='boxes' predicts a mask and no image",
+        ),
         ({"reconstruction": "resampled", "enhancement": "none"}, "reconstruction='resampled' learns nothing"),
         ({"reconstruction_start": 0.3}, "reconstruction_start needs a filter that lets nothing pass until then"),
         ({"reconstruction_weight": 0.0}, "reconstruction_weight must be positive, got 0.0"),
@@ -496,7 +499,8 @@ def test_float16_waits_for_the_loss_scale() -> None:
     scaled = x.grad.clone()
     x.grad = None
     module(x, image)[1].loss.backward()
-    torch.testing.assert_close(scaled / 2**16, x.grad, rtol=0.1, atol=0.05 * float(x.grad.abs().max()))
+    # Processors round float16 at different places, so that a few small values differ by much.
+    assert (scaled / 2**16 - x.grad).norm() <= 0.1 * x.grad.norm()
 
 
 @pytest.mark.parametrize("scale", [2, 4, 8])

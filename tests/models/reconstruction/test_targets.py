@@ -63,6 +63,21 @@ def test_boxes_are_learned_as_a_mask_at_the_levels_resolution() -> None:
     torch.testing.assert_close(padded, 2 * valid.mean())
 
 
+@pytest.mark.parametrize("size", [(24, 32), (21, 30)])
+def test_the_mask_of_the_boxes_makes_the_filter(size: tuple[int, int]) -> None:
+    features, image = example()
+    image = image[:, :, : size[0], : size[1]]
+    module = make(reconstruction="subpixel", reconstruction_target="boxes", threshold=0.5)
+    mask = module.reconstruction_head(features)
+    seen = []
+    module.observer = lambda filters, _: seen.append(filters)
+    enhanced = module(features, image, None, BOXES)[0]
+    torch.testing.assert_close(seen[0], 1.0 + (mask > 0.5))
+    assert 1 < seen[0].mean() < 2
+    torch.testing.assert_close(enhanced, module.enhancer(features, mask))
+    torch.testing.assert_close(module.eval().enhance(features, image), enhanced)
+
+
 @pytest.mark.parametrize("target", ["weighted_image", "boxes"])
 def test_targets_of_boxes_need_them_in_training(target: str) -> None:
     module = make(reconstruction="subpixel", reconstruction_target=target, enhancement="none")
