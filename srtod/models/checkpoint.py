@@ -32,7 +32,7 @@ CONTROL = "control"
 METRICS = "metrics"
 """Where it holds what the latest evaluation measured."""
 
-BEFORE: dict[str, Any] = {"reconstruction": "paper"}
+BEFORE: dict[str, Any] = {"reconstruction": "paper", "resize": "nearest"}
 """The values of options that older checkpoints do not name, where the default has changed since."""
 
 PREFIX = "detector."

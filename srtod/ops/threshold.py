@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from srtod._support.fields import check_values, option
 
 from .filtration import filtration
-from .reference import nearest
 from .surrogate import Resize, Surrogate, resolve_alpha
 
 __all__ = ["DEFAULT_THRESHOLD", "FiltrationOptions", "Threshold"]
@@ -166,12 +165,12 @@ class Threshold(nn.Module):
 
         Args:
             difference: the difference map, `[N, 1, H, W]`.
-            size: (h, w) of the level that it guides: only the pixels that a nearest resize takes count.
-            valid: which of those belong to images and not to padding, bool `[N, 1, h, w]`; None: all.
+            size: (h, w) of the level that it guides: its pixels count, as `resize` makes them.
+            valid: which of them belong to images and not to padding, bool `[N, 1, h, w]`; None: all.
         """
         if not (self.is_auto and self.training):
             return
-        samples = nearest(difference.detach().float(), size)
+        samples = self.resized(difference.detach().float(), size)
         if valid is not None:
             samples = samples.where(valid, torch.nan)
         samples = samples.flatten()

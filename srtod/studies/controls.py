@@ -16,7 +16,6 @@ from srtod.data import Target
 from srtod.engine import DetectionModule, TrainConfig
 from srtod.models.checkpoint import CONTROL
 from srtod.models.reconstruction import object_mask
-from srtod.ops.reference import nearest
 
 __all__ = ["CONTROLS", "Control", "ControlledModule", "check_control"]
 
@@ -79,20 +78,18 @@ class Control:
 
     @torch.compiler.disable
     @torch.no_grad()
-    def __call__(self, difference: Tensor, size: tuple[int, int], image_sizes: Sizes | None, stride: int = 4) -> Tensor:
+    def __call__(self, maps: Tensor, image_sizes: Sizes | None, stride: int = 4) -> Tensor:
         """The map that replaces the difference map.
 
         Args:
-            difference: the difference map `[N, 1, H, W]`, whole or at the pixels that a nearest resize takes.
-            size: (h, w) of the enhanced level.
+            maps: the difference map at the size of the enhanced level, `[N, 1, h, w]`.
             image_sizes: (height, width) of each image in the batch, without its padding.
             stride: of the level.
 
         Returns:
             `[N, 1, h, w]`, of which padding never passes.
         """
-        h, w = size
-        maps = nearest(difference, size)
+        size = h, w = maps.shape[2], maps.shape[3]
         pixels = image_sizes or [(h * stride, w * stride)] * len(maps)
         cells = [(-(-height // stride), -(-width // stride)) for height, width in pixels]
         own = [one[:, :rows, :columns] for one, (rows, columns) in zip(maps, cells, strict=True)]
@@ -144,9 +141,7 @@ class ControlledModule(DetectionModule):
         self.control = Control(control, config.seed)
         reconstruction = self.detector.self_reconstruction
         assert reconstruction is not None  # says `check_control`
-        reconstruction.replacement = lambda difference, size, sizes: self.control(
-            difference, size, sizes, reconstruction.scale
-        )
+        reconstruction.replacement = lambda maps, sizes: self.control(maps, sizes, reconstruction.scale)
 
     @property
     def description(self) -> dict[str, Any]:
@@ -174,10 +169,10 @@ def check_control(control: str, config: TrainConfig) -> None:
     options = config.model.self_reconstruction_options
     if not config.model.self_reconstruction or options.enhancement == "none":
         raise ValueError(f"control {control} replaces the filter, and this variant has none; set an enhancement")
-    if options.threshold is None or options.resize != "nearest":
+    if options.threshold is None or options.resize not in ("nearest", "max"):
         raise ValueError(
-            f"control {control} needs a threshold and resize nearest, got threshold {options.threshold} and resize "
-            f"{options.resize}"
+            f"control {control} needs a threshold and resize nearest or max, got threshold {options.threshold} and "
+            f"resize {options.resize}"
         )
     if config.devices * config.nodes > 1:
         raise ValueError(f"control {control} runs in one process; set devices and nodes to 1")

@@ -14,7 +14,14 @@ from srtod.models.reconstruction import object_mask
 from srtod.studies.controls import CONTROLS, ControlledModule
 
 CONFIG = TrainConfig.from_dict(
-    {"channels": 16, "threshold": 8 / 255, "reconstruction": "subpixel", "accelerator": "cpu", "horizontal_flip": 0.0}
+    {
+        "channels": 16,
+        "threshold": 8 / 255,
+        "resize": "nearest",
+        "reconstruction": "subpixel",
+        "accelerator": "cpu",
+        "horizontal_flip": 0.0,
+    }
 )
 
 

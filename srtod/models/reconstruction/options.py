@@ -8,11 +8,12 @@ from typing import Literal
 from srtod._support.fields import option
 from srtod.ops import FiltrationOptions
 from srtod.ops.dgfe import DEFAULT_REDUCTION
+from srtod.ops.surrogate import Resize
 
 __all__ = ["SelfReconstructionOptions"]
 
-BY_HAND = next(field for field in fields(FiltrationOptions) if field.name == "threshold")
-"""The threshold's field there: a training finds the value itself, where `DGFE` alone has to be given one."""
+OF_FILTRATION = {field.name: field.metadata for field in fields(FiltrationOptions)}
+"""What the options say there; two have other defaults here."""
 
 
 @dataclass(frozen=True)
@@ -23,7 +24,10 @@ class SelfReconstructionOptions(FiltrationOptions):
         ValueError: if a value is not one of its words or out of its range, or two do not go together.
     """
 
-    threshold: float | Literal["auto"] | None = field(default="auto", metadata=BY_HAND.metadata)
+    # A training finds the value itself, where `DGFE` alone has to be given one.
+    threshold: float | Literal["auto"] | None = field(default="auto", metadata=OF_FILTRATION["threshold"])
+    # The paper's nearest resize reads one pixel in 16, and tiny objects fall between those.
+    resize: Resize = field(default="max", metadata=OF_FILTRATION["resize"])
     reconstruction: Literal["paper", "subpixel", "resampled"] = option(
         "subpixel",
         "what rebuilds the image: the paper's head; two convolutions at P2's resolution and a pixel shuffle, at a "

@@ -94,8 +94,8 @@ class SelfReconstruction(nn.Module):
     Attributes:
         observer: called with the filter `[N, 1, h, w]` and the images' sizes (None without padding) at each forward
             pass that makes one, in training and inference; None for nobody.
-        replacement: gives the map that guides the enhancement in place of the difference map `[N, 1, H, W]`, from that
-            map, the level's size (h, w) and the images' sizes: for experiments with other filters. None: itself.
+        replacement: gives the map `[N, 1, h, w]` that guides the enhancement in place of the resized difference map,
+            from that map and the images' sizes: for experiments with other filters. None: itself.
 
     Raises:
         TypeError: if an option is unknown.
@@ -103,7 +103,7 @@ class SelfReconstruction(nn.Module):
     """
 
     observer: Callable[[Tensor, Sequence[tuple[int, int]] | None], None] | None
-    replacement: Callable[[Tensor, tuple[int, int], Sequence[tuple[int, int]] | None], Tensor] | None
+    replacement: Callable[[Tensor, Sequence[tuple[int, int]] | None], Tensor] | None
 
     def __init__(self, channels: int = 256, *, scale: int = 4, inplace: bool = False, **options: Any) -> None:
         super().__init__()
@@ -221,7 +221,7 @@ class SelfReconstruction(nn.Module):
         """The enhanced features alone, as `forward` computes them up to rounding, at the least cost: for inference.
 
         Under resize "nearest" only one pixel of the difference map in `scale * scale` matters, and the reconstruction's
-        last layers run for these alone. Without an enhancement nothing runs.
+        last layers run for these alone. Without an enhancement nothing runs, and no loss is computed.
 
         Args:
             features: as in `forward`.
@@ -235,16 +235,19 @@ class SelfReconstruction(nn.Module):
             ValueError: as `forward`.
         """
         enhancer, head = self.enhancer, self.reconstruction_head
-        if enhancer is not None and (self.options.difference != "pixel" or enhancer.resize != "nearest"):
+        if enhancer is not None and self.options.difference != "pixel":
             return self(features, image, image_sizes)[0]
         self._check(features, image, image_sizes)
         if enhancer is None:
             return features
         if self.options.reconstruction_target == "boxes":
             return self._enhance_by(features, head(features), None, image_sizes)
-        samples = head.predict_samples(features, image)
-        image = nearest(image, (features.shape[2], features.shape[3]))
-        difference = difference_map(samples, image, from_logits=head.from_logits)
+        if enhancer.resize == "nearest":
+            prediction = head.predict_samples(features, image)
+            image = nearest(image, (features.shape[2], features.shape[3]))
+        else:
+            prediction = head.predict(features, image)
+        difference = difference_map(prediction, image, from_logits=head.from_logits)
         return self._enhance_by(features, difference, None, image_sizes)
 
     def filter(self, difference: Tensor, size: tuple[int, int]) -> Tensor:
@@ -281,7 +284,7 @@ class SelfReconstruction(nn.Module):
         if enhancer is None:
             return features
         if self.replacement is not None:
-            difference = self.replacement(difference, (features.shape[2], features.shape[3]), image_sizes)
+            difference = self.replacement(enhancer.resized(difference, features.shape[2:]), image_sizes)
         valid = None if padded is None or not enhancer.is_auto else self._valid_cells(features, padded)
         enhanced: Tensor = enhancer(features, difference, valid)
         if self.observer is not None:

@@ -17,6 +17,7 @@ def ratio_of_the_sampled_phase(reconstruction: str, difference_gradient: bool) -
         16,
         reconstruction=reconstruction,
         threshold=0.2,
+        resize="nearest",
         learn_threshold=False,
         difference_gradient=difference_gradient,
     )

@@ -40,7 +40,7 @@ every_variant = pytest.mark.parametrize("variant", VARIANTS)
 def make(**options: object) -> SelfReconstruction:
     """The paper's head and a threshold, unless the options say otherwise."""
     torch.manual_seed(0)
-    return SelfReconstruction(16, **{"reconstruction": "paper", "threshold": 4 / 255} | options)
+    return SelfReconstruction(16, **{"reconstruction": "paper", "resize": "nearest", "threshold": 4 / 255} | options)
 
 
 def example(height: int = 24, width: int = 32, batch: int = 2) -> tuple[torch.Tensor, torch.Tensor]:
