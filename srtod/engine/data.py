@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -87,6 +88,14 @@ class DetectionData(L.LightningDataModule):
             kind: torch.zeros(len(dataset), dtype=torch.uint8).share_memory_()
             for kind, dataset in (("training", self.train_set), ("test", self.test_set))
         }
+
+    @cached_property
+    def image_size(self) -> tuple[int, int]:
+        """The most frequent (height, width) of the training images, after a crop."""
+        sizes = Counter((image["height"], image["width"]) for image in self.train_set.ground_truth["images"])
+        (height, width), _ = sizes.most_common(1)[0]
+        crop = self.config.crop or max(height, width)
+        return min(height, crop), min(width, crop)
 
     def train_dataloader(self) -> DataLoader[Sample]:
         return self._loader(TrainingSamples(self.train_set, self._flags("training")), self._sampler(), collate)

@@ -15,7 +15,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from srtod.data import Target
 from srtod.models import SelfReconstruction, build_detector
-from srtod.models.checkpoint import DESCRIPTION, describe
+from srtod.models.checkpoint import DESCRIPTION, IMAGE_SIZE, describe
 
 from .config import TrainConfig
 from .data import steps_per_epoch
@@ -151,7 +151,8 @@ class DetectionModule(L.LightningModule):
         return describe(model, self.class_names, self.category_ids)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint[DESCRIPTION] = self.description
+        data = self.trainer.datamodule  # type: ignore[attr-defined]  # which a trainer has once it fits
+        checkpoint[DESCRIPTION] = self.description | {IMAGE_SIZE: list(data.image_size)}
 
     def _describe(self, batches: list[_Batch], culprit: Literal["loss", "gradient"]) -> str:
         """The losses and images, in each process, of the batches whose losses, or whose gradients' sum, broke."""

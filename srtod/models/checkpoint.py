@@ -29,6 +29,9 @@ DESCRIPTION = "srtod"
 CONTROL = "control"
 """What that says if the detector's filter was replaced for an experiment: what by."""
 
+IMAGE_SIZE = "image_size"
+"""And the most frequent (height, width) of the training images."""
+
 METRICS = "metrics"
 """Where it holds what the latest evaluation measured."""
 
@@ -47,12 +50,14 @@ class TrainedDetector(NamedTuple):
         class_names: name of each class; label k is `class_names[k - 1]`.
         category_ids: COCO category id of each class; label k is `category_ids[k - 1]`.
         metrics: what the evaluation that came with the checkpoint measured, empty if none did.
+        image_size: (height, width) of most training images; None in checkpoints that do not know it.
     """
 
     detector: Detector
     class_names: list[str]
     category_ids: list[int]
     metrics: dict[str, float]
+    image_size: tuple[int, int] | None = None
 
 
 def load_detector(path: str | Path, device: str | torch.device = "cpu", **options: Any) -> TrainedDetector:
@@ -105,8 +110,13 @@ def restore_detector(
             f"{path}, written by srtod {written}, holds a detector that srtod {__version__} cannot build "
             f"({first_line(error)}); {cure}"
         ) from error
+    size = description.get(IMAGE_SIZE)
     return TrainedDetector(
-        detector.eval().to(device), description["class_names"], description["category_ids"], checkpoint.get(METRICS, {})
+        detector.eval().to(device),
+        description["class_names"],
+        description["category_ids"],
+        checkpoint.get(METRICS, {}),
+        None if size is None else (int(size[0]), int(size[1])),
     )
 
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from itertools import groupby, islice
-from os import PathLike
+from os import PathLike, fspath
 from pathlib import Path
-from typing import TypeAlias, TypeVar, overload
+from typing import Any, Literal, TypeAlias, TypeVar, overload
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
@@ -18,10 +20,20 @@ from srtod.models import ImageReconstruction
 from srtod.models.checkpoint import load_detector
 from srtod.models.checks import check_image
 
-__all__ = ["Picture", "Predictor"]
+from .detections import Detections
+from .merging import suppress
+from .slicing import Slicing, detect_sliced
 
-Picture: TypeAlias = str | PathLike[str] | Image.Image | Tensor
+__all__ = ["Colour", "Picture", "Predictor"]
+
+Picture: TypeAlias = "str | PathLike[str] | Image.Image | Tensor | np.ndarray[Any, Any]"
 """What `Predictor` takes for an image."""
+
+Colour = Literal["rgb", "bgr"]
+"""The order of a NumPy image's channels: BGR is OpenCV's."""
+
+ACROSS_CLASSES = 0.5
+"""The intersection over the smaller box from which two boxes of any classes are taken for one object."""
 
 Item = TypeVar("Item")
 
@@ -30,19 +42,18 @@ class Predictor:
     """Finds objects with a trained detector.
 
         predictor = srtod.Predictor("runs/swarm/checkpoints/best.ckpt")
-        detections = predictor("a.jpg")                 # an image: a dictionary
+        detections = predictor("a.jpg")                 # an image: its `Detections`
         first, second = predictor(["a.jpg", "b.png"])   # a list of images: a list of them
-        for box, label, score in zip(first["boxes"], first["labels"], first["scores"]):
-            print(predictor.class_names[label - 1], float(score), box.tolist())
+        for box, name, score in zip(first["boxes"], first.names, first["scores"]):
+            print(name, float(score), box.tolist())
+        first.save("found.png")
 
     Class names, preprocessing and the detector's options come from the checkpoint. An image is
 
     - a path: any file that Pillow reads, see `srtod.data.read_image`;
     - a PIL image, of any of the modes that files have;
-    - a tensor `[3, H, W]`, RGB: floating-point in [0, 1], or uint8 in 0 to 255, as `torchvision.io` decodes it.
-
-    NumPy arrays are refused: whether theirs is RGB or OpenCV's BGR cannot be told. `PIL.Image.fromarray(rgb)` or
-    `torch.from_numpy(rgb).permute(2, 0, 1)` say it.
+    - a tensor `[3, H, W]`, RGB: floating-point in [0, 1], or uint8 in 0 to 255, as `torchvision.io` decodes it;
+    - a NumPy array `[H, W, 3]` or, grey, `[H, W]`, uint8 in 0 to 255, if `colour` says whether it is RGB or BGR.
 
     Args:
         checkpoint: a checkpoint of `python -m srtod.train`.
@@ -52,7 +63,13 @@ class Predictor:
         autocast: torch.bfloat16 or torch.float16 to let most of the network compute in it, which is faster on a GPU and
             changes scores by some thousandths; None for float32.
         score_threshold: detections must score above this; None for the training run's.
-        detections_per_image: the most detections an image; None for the training run's.
+        detections_per_image: the most detections an image; None for the training run's, which hold for each tile of a
+            sliced image.
+        slicing: how images that are larger than a tile are cut, the size of the tiles alone, or "auto" for tiles of the
+            training images' size; None: images go whole through the detector.
+        class_agnostic_nms: whether an object is reported once even if several classes claim it: of boxes that overlap
+            by over half of the smaller one, the best stays.
+        colour: the order of the channels of NumPy images; None: they are refused.
 
     Attributes:
         detector: the detector, in evaluation mode.
@@ -75,6 +92,9 @@ class Predictor:
         autocast: torch.dtype | None = None,
         score_threshold: float | None = None,
         detections_per_image: int | None = None,
+        slicing: Slicing | int | Literal["auto"] | None = None,
+        class_agnostic_nms: bool = False,
+        colour: Colour | None = None,
     ) -> None:
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
@@ -84,6 +104,8 @@ class Predictor:
             raise ValueError(f"score_threshold must be in [0, 1), got {score_threshold}")
         if detections_per_image is not None and detections_per_image < 1:
             raise ValueError(f"detections_per_image must be at least 1, got {detections_per_image}")
+        if colour not in (None, "rgb", "bgr"):
+            raise ValueError(f"colour must be 'rgb', 'bgr' or None, got {colour!r}")
         options = {"score_threshold": score_threshold, "detections_per_image": detections_per_image}
         self.device = _device(device)
         trained = load_detector(
@@ -94,12 +116,18 @@ class Predictor:
         self.category_ids = trained.category_ids
         self.batch_size = batch_size
         self.autocast = autocast
+        self.class_agnostic_nms = class_agnostic_nms
+        self.colour = colour
+        if slicing == "auto":
+            slicing = _training_size(trained.image_size, checkpoint)
+        self.slicing = Slicing(slicing) if isinstance(slicing, int) else slicing
+        self._most = detections_per_image
 
     @overload
-    def __call__(self, images: Picture) -> dict[str, Tensor]: ...  # type: ignore[overload-overlap] # text is a Sequence
+    def __call__(self, images: Picture) -> Detections: ...  # type: ignore[overload-overlap] # text is a Sequence
     @overload
-    def __call__(self, images: Sequence[Picture]) -> list[dict[str, Tensor]]: ...
-    def __call__(self, images: Picture | Sequence[Picture]) -> dict[str, Tensor] | list[dict[str, Tensor]]:
+    def __call__(self, images: Sequence[Picture]) -> list[Detections]: ...
+    def __call__(self, images: Picture | Sequence[Picture]) -> Detections | list[Detections]:
         """Finds the objects of one image or of several.
 
         Args:
@@ -107,57 +135,84 @@ class Predictor:
                 detections are held: see `stream` for very many.
 
         Returns:
-            A dictionary of tensors on the CPU, or one for each image of the sequence, best first: `boxes` `[K, 4]`,
-            (x1, y1, x2, y2) in pixels of the image, `labels` `[K]` from 1 and `scores` `[K]` in [0, 1].
+            The image's `Detections`, or a list of those of each image: a dictionary of `boxes` `[K, 4]`, (x1, y1, x2,
+            y2) in pixels of the image, `labels` `[K]` from 1 and `scores` `[K]` in [0, 1], best first, on the CPU.
 
         Raises:
             FileNotFoundError: if there is no such file.
             TypeError: if something is no image.
             ValueError: if an image cannot be decoded, or has another shape or other values than above.
         """
-        if isinstance(images, (str, PathLike, Image.Image, Tensor)):
+        if isinstance(images, (str, PathLike, Image.Image, Tensor, np.ndarray)):
             return next(self.stream([images]))
         if not isinstance(images, Sequence):
-            raise TypeError(f"images must be an image or a list of images, got {_kind(images)}")
+            raise TypeError(f"images must be an image or a list of images, got {type(images).__name__}")
         return list(self.stream(images))
 
-    def stream(self, images: Iterable[Picture]) -> Iterator[dict[str, Tensor]]:
+    def stream(self, images: Iterable[Picture]) -> Iterator[Detections]:
         """As a call with a list, but takes images and yields detections batch by batch, for lists without an end."""
-        tensors = (as_tensor(image, f"images[{index}]") for index, image in enumerate(images))
-        for batch in batches(tensors, self.batch_size, lambda image: image.shape):
-            yield from self.detect(batch)
+        pairs = ((image, as_tensor(image, f"images[{index}]", self.colour)) for index, image in enumerate(images))
+        for batch in batches(pairs, self.batch_size, lambda pair: pair[1].shape):
+            for (image, tensor), found in zip(batch, self.detect([tensor for _, tensor in batch]), strict=True):
+                yield Detections(
+                    found,
+                    size=(tensor.shape[1], tensor.shape[2]),
+                    class_names=self.class_names,
+                    category_ids=self.category_ids,
+                    name=fspath(image) if isinstance(image, (str, PathLike)) else "",
+                    read=partial(as_tensor, image, "the image", self.colour),
+                )
 
     @torch.no_grad()
     def detect(self, images: Sequence[Tensor]) -> list[dict[str, Tensor]]:
-        """Finds the objects in one batch.
+        """Finds the objects in one batch; with `slicing` in each image by itself, its tiles in batches.
 
         Args:
             images: `[3, H, W]` in [0, 1], on any device; those of other sizes than the largest are padded.
         """
-        with self._precision():
-            results = self.detector([image.to(self.device) for image in images])
+        slicing = self.slicing
+        if slicing is None or all(max(image.shape[-2:]) <= slicing.size for image in images):
+            results = self._detect(images)
+        else:
+            results = [
+                detect_sliced(image, self._detect, slicing, batch_size=self.batch_size, detections=self._most)
+                for image in images
+            ]
+        if self.class_agnostic_nms:
+            results = [self._across_classes(result) for result in results]
         return [{name: values.cpu() for name, values in detections.items()} for detections in results]
 
-    def reconstruct(self, image: Tensor) -> ImageReconstruction:
-        """The self-reconstruction of an image `[3, H, W]` in [0, 1], see `Detector.reconstruct`.
+    def _detect(self, images: Sequence[Tensor]) -> list[dict[str, Tensor]]:
+        with self._precision():
+            results: list[dict[str, Tensor]] = self.detector([image.to(self.device) for image in images])
+        return results
+
+    def _across_classes(self, result: dict[str, Tensor]) -> dict[str, Tensor]:
+        kept = suppress(result["boxes"], result["scores"], overlap="ios", threshold=ACROSS_CLASSES)
+        return {name: values[kept] for name, values in result.items()}
+
+    def reconstruct(self, image: Picture) -> ImageReconstruction:
+        """The self-reconstruction of an image, see `Detector.reconstruct`; the image goes whole through the detector.
 
         Raises:
             RuntimeError: if the detector has no self-reconstruction.
+            FileNotFoundError, TypeError, ValueError: as a call.
         """
         with self._precision():
-            [parts] = self.detector.reconstruct([image.to(self.device)])
+            [parts] = self.detector.reconstruct([as_tensor(image, "the image", self.colour).to(self.device)])
         return parts
 
     def _precision(self) -> AbstractContextManager[object]:
         return torch.autocast(self.device.type, self.autocast) if self.autocast else nullcontext()
 
 
-def as_tensor(image: Picture, name: str) -> Tensor:
+def as_tensor(image: Picture, name: str, colour: Colour | None = None) -> Tensor:
     """An image of any of the kinds that `Predictor` takes as a tensor `[3, H, W]` in [0, 1].
 
     Args:
         image: the image.
         name: what messages call it where it has no file name.
+        colour: the order of the channels of a NumPy array.
 
     Raises:
         FileNotFoundError, TypeError, ValueError: as a call of `Predictor`.
@@ -169,11 +224,31 @@ def as_tensor(image: Picture, name: str) -> Tensor:
             return decode_picture(image)
         except (OSError, SyntaxError, ValueError) as error:  # a file that Pillow had only opened so far is read here
             raise ValueError(f"{name} cannot be read ({error}); convert it to a PIL image of mode 'RGB'") from error
+    if isinstance(image, np.ndarray):
+        return _from_array(image, name, colour)
     if not isinstance(image, Tensor):
-        raise TypeError(f"{name} must be a path, a PIL image or a tensor [3, H, W], got {_kind(image)}")
+        raise TypeError(f"{name} must be a path, a PIL image or a tensor [3, H, W], got {type(image).__name__}")
     tensor = image / 255 if image.dtype == torch.uint8 else image
     check_image(tensor, name)
     return tensor.to(torch.float32)
+
+
+def _from_array(image: np.ndarray[Any, Any], name: str, colour: Colour | None) -> Tensor:
+    if colour is None:
+        raise TypeError(f"{name} is a NumPy array, which may be RGB or OpenCV's BGR; set colour to 'rgb' or 'bgr'")
+    if (
+        image.dtype != np.uint8
+        or image.ndim not in (2, 3)
+        or (image.ndim == 3 and image.shape[2] != 3)
+        or not image.size
+    ):
+        raise ValueError(
+            f"{name} must be uint8 [H, W, 3] or [H, W], got {image.dtype} {list(image.shape)}; scale other ranges to 0 "
+            f"to 255 and leave out alpha"
+        )
+    pixels = np.stack([image] * 3, axis=2) if image.ndim == 2 else image if colour == "rgb" else image[:, :, ::-1]
+    tensor = torch.from_numpy(np.ascontiguousarray(pixels)).permute(2, 0, 1)
+    return tensor.to(torch.float32, memory_format=torch.contiguous_format).div_(255)
 
 
 def batches(images: Iterable[Item], most: int, shape: Callable[[Item], torch.Size]) -> Iterator[list[Item]]:
@@ -181,6 +256,15 @@ def batches(images: Iterable[Item], most: int, shape: Callable[[Item], torch.Siz
     for _, group in groupby(images, shape):
         while batch := list(islice(group, most)):
             yield batch
+
+
+def _training_size(size: tuple[int, int] | None, checkpoint: str | PathLike[str]) -> int:
+    if size is None:
+        raise ValueError(
+            f"{fspath(checkpoint)} was written before checkpoints knew the size of their training images; pass the size "
+            f"of tiles as a number, such as 640"
+        )
+    return max(size)
 
 
 def _device(name: str | torch.device) -> torch.device:
@@ -193,8 +277,3 @@ def _device(name: str | torch.device) -> torch.device:
         reason = str(error).splitlines()[0]
         raise ValueError(f"device {str(name)!r} cannot be used ({reason}); pass 'auto', 'cpu' or 'cuda'") from error
     return device
-
-
-def _kind(image: object) -> str:
-    name = type(image).__name__
-    return f"{name}; make it a PIL image by PIL.Image.fromarray, in RGB order" if name == "ndarray" else name

@@ -138,6 +138,19 @@ def test_autocast_computes_in_half_precision(checkpoint: Path, predictor: srtod.
     torch.testing.assert_close(coarse, fine, atol=0.02, rtol=0)
 
 
+def test_numpy_images_have_the_order_that_is_said(checkpoint: Path, predictor: srtod.Predictor) -> None:
+    rgb = pixels().permute(1, 2, 0).numpy()
+    expected = predictor(pixels())
+    assert_same(srtod.Predictor(checkpoint, "cpu", colour="rgb")(rgb), expected)
+    of_bgr = srtod.Predictor(checkpoint, "cpu", colour="bgr")
+    assert_same(of_bgr(rgb[:, :, ::-1]), expected)
+    grey = rgb[:, :, 0]
+    assert_same(of_bgr(grey), predictor(Image.fromarray(grey)))
+    for wrong in (rgb.astype(np.float32), rgb[:, :, :2], rgb[0, 0], rgb[:0]):
+        with pytest.raises(ValueError, match=r"images\[0\] must be uint8 \[H, W, 3\] or \[H, W\], got"):
+            of_bgr(wrong)
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_auto_is_the_gpu_and_results_come_back(checkpoint: Path) -> None:
     predictor = srtod.Predictor(checkpoint, autocast=torch.bfloat16)
@@ -148,14 +161,9 @@ def test_auto_is_the_gpu_and_results_come_back(checkpoint: Path) -> None:
 @pytest.mark.parametrize(
     ("image", "error", "message"),
     [
-        (np.zeros((8, 8, 3), np.uint8), TypeError, "PIL.Image.fromarray, in RGB order"),
+        (np.zeros((8, 8, 3), np.uint8), TypeError, "images[0] is a NumPy array, which may be RGB or OpenCV's BGR; set"),
         (3, TypeError, "images must be an image or a list of images, got int"),
         ([None], TypeError, "images[0] must be a path, a PIL image or a tensor [3, H, W], got NoneType"),
-        (
-            [pixels(), np.zeros(3)],
-            TypeError,
-            "images[1] must be a path, a PIL image or a tensor [3, H, W], got ndarray",
-        ),
         ([pixels(), pixels().short()], TypeError, "images[1] must be a floating-point tensor"),
         ([pixels(), pixels().float()], ValueError, "images[1] must be un-normalised, with values in [0, 1]"),
         (pixels()[:1], ValueError, "images[0] must be an RGB image [3, H, W] with at least one pixel, got [1, 48, 64]"),
