@@ -261,8 +261,8 @@ def batches(images: Iterable[Item], most: int, shape: Callable[[Item], torch.Siz
 def _training_size(size: tuple[int, int] | None, checkpoint: str | PathLike[str]) -> int:
     if size is None:
         raise ValueError(
-            f"{fspath(checkpoint)} was written before checkpoints knew the size of their training images; pass the size "
-            f"of tiles as a number, such as 640"
+            f"{fspath(checkpoint)} was written before checkpoints knew the size of their training images; pass the "
+            f"size of tiles as a number, such as 640"
         )
     return max(size)
 
