@@ -142,7 +142,8 @@ class Detections(dict[str, Tensor]):
             OSError: if it cannot be written.
             ValueError: if the suffix is none of these.
         """
-        suffix = Path(path).suffix.lower()
+        path = Path(path)
+        suffix = path.suffix.lower()
         chosen = self if score is None else self.above(score)
         if suffix == ".json":
             text = json.dumps(chosen.to_coco(), indent=1) + "\n"

@@ -284,7 +284,9 @@ class SelfReconstruction(nn.Module):
         if enhancer is None:
             return features
         if self.replacement is not None:
-            difference = self.replacement(enhancer.resized(difference, features.shape[2:]), image_sizes)
+            difference = self.replacement(
+                enhancer.resized(difference, (features.shape[2], features.shape[3])), image_sizes
+            )
         valid = None if padded is None or not enhancer.is_auto else self._valid_cells(features, padded)
         enhanced: Tensor = enhancer(features, difference, valid)
         if self.observer is not None:
