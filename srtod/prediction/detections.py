@@ -100,7 +100,7 @@ class Detections(dict[str, Tensor]):
         """A line an object: class from 0, centre x and y, width, height as shares of the image, score."""
         height, width = self.size
         lines = []
-        for (x1, y1, x2, y2), label, score in self._rows():
+        for (x1, y1, x2, y2), label, score in self.rows():
             shares = ((x1 + x2) / 2 / width, (y1 + y2) / 2 / height, (x2 - x1) / width, (y2 - y1) / height)
             lines.append(f"{label - 1} {' '.join(f'{share:.6f}' for share in shares)} {score:.4f}\n")
         return "".join(lines)
@@ -109,7 +109,7 @@ class Detections(dict[str, Tensor]):
         """What stands in the columns `CSV_COLUMNS` of each object."""
         return [
             [self.name, self.class_names[label - 1], round(score, 4), *(round(side, 2) for side in box)]
-            for box, label, score in self._rows()
+            for box, label, score in self.rows()
         ]
 
     def to_supervision(self) -> supervision.Detections:
@@ -163,5 +163,6 @@ class Detections(dict[str, Tensor]):
         with replacing(path) as file:
             file.write(text)
 
-    def _rows(self) -> list[tuple[list[float], int, float]]:
+    def rows(self) -> list[tuple[list[float], int, float]]:
+        """Box, label and score of each object, in plain numbers."""
         return list(zip(self["boxes"].tolist(), self["labels"].tolist(), self["scores"].tolist(), strict=True))

@@ -69,8 +69,6 @@ class Predictor:
             training images' size; None: images go whole through the detector.
         class_agnostic_nms: whether an object is reported once even if several classes claim it: of boxes that overlap
             by over half of the smaller one, the best stays.
-        colour: the order of the channels of NumPy images; None: they are refused.
-
     Attributes:
         detector: the detector, in evaluation mode.
         class_names: name of each class; label k is `class_names[k - 1]`.
@@ -94,7 +92,6 @@ class Predictor:
         detections_per_image: int | None = None,
         slicing: Slicing | int | Literal["auto"] | None = None,
         class_agnostic_nms: bool = False,
-        colour: Colour | None = None,
     ) -> None:
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
@@ -104,8 +101,6 @@ class Predictor:
             raise ValueError(f"score_threshold must be in [0, 1), got {score_threshold}")
         if detections_per_image is not None and detections_per_image < 1:
             raise ValueError(f"detections_per_image must be at least 1, got {detections_per_image}")
-        if colour not in (None, "rgb", "bgr"):
-            raise ValueError(f"colour must be 'rgb', 'bgr' or None, got {colour!r}")
         options = {"score_threshold": score_threshold, "detections_per_image": detections_per_image}
         self.device = _device(device)
         trained = load_detector(
@@ -117,22 +112,24 @@ class Predictor:
         self.batch_size = batch_size
         self.autocast = autocast
         self.class_agnostic_nms = class_agnostic_nms
-        self.colour = colour
         if slicing == "auto":
             slicing = _training_size(trained.image_size, checkpoint)
         self.slicing = Slicing(slicing) if isinstance(slicing, int) else slicing
         self._most = detections_per_image
 
     @overload
-    def __call__(self, images: Picture) -> Detections: ...  # type: ignore[overload-overlap] # text is a Sequence
+    def __call__(self, images: Picture, *, colour: Colour | None = None) -> Detections: ...  # type: ignore[overload-overlap] # text is a Sequence
     @overload
-    def __call__(self, images: Sequence[Picture]) -> list[Detections]: ...
-    def __call__(self, images: Picture | Sequence[Picture]) -> Detections | list[Detections]:
+    def __call__(self, images: Sequence[Picture], *, colour: Colour | None = None) -> list[Detections]: ...
+    def __call__(
+        self, images: Picture | Sequence[Picture], *, colour: Colour | None = None
+    ) -> Detections | list[Detections]:
         """Finds the objects of one image or of several.
 
         Args:
             images: an image or a sequence of images, which may be empty; images are decoded batch by batch, but all
                 detections are held: see `stream` for very many.
+            colour: the order of the channels of NumPy arrays; None: they are refused.
 
         Returns:
             The image's `Detections`, or a list of those of each image: a dictionary of `boxes` `[K, 4]`, (x1, y1, x2,
@@ -144,14 +141,16 @@ class Predictor:
             ValueError: if an image cannot be decoded, or has another shape or other values than above.
         """
         if isinstance(images, (str, PathLike, Image.Image, Tensor, np.ndarray)):
-            return next(self.stream([images]))
+            return next(self.stream([images], colour=colour))
         if not isinstance(images, Sequence):
             raise TypeError(f"images must be an image or a list of images, got {type(images).__name__}")
-        return list(self.stream(images))
+        return list(self.stream(images, colour=colour))
 
-    def stream(self, images: Iterable[Picture]) -> Iterator[Detections]:
+    def stream(self, images: Iterable[Picture], *, colour: Colour | None = None) -> Iterator[Detections]:
         """As a call with a list, but takes images and yields detections batch by batch, for lists without an end."""
-        pairs = ((image, as_tensor(image, f"images[{index}]", self.colour)) for index, image in enumerate(images))
+        if colour not in (None, "rgb", "bgr"):
+            raise ValueError(f"colour must be 'rgb', 'bgr' or None, got {colour!r}")
+        pairs = ((image, as_tensor(image, f"images[{index}]", colour)) for index, image in enumerate(images))
         for batch in batches(pairs, self.batch_size, lambda pair: pair[1].shape):
             for (image, tensor), found in zip(batch, self.detect([tensor for _, tensor in batch]), strict=True):
                 yield Detections(
@@ -160,7 +159,7 @@ class Predictor:
                     class_names=self.class_names,
                     category_ids=self.category_ids,
                     name=fspath(image) if isinstance(image, (str, PathLike)) else "",
-                    read=partial(as_tensor, image, "the image", self.colour),
+                    read=partial(as_tensor, image, "the image", colour),
                 )
 
     @torch.no_grad()
@@ -191,7 +190,7 @@ class Predictor:
         kept = suppress(result["boxes"], result["scores"], overlap="ios", threshold=ACROSS_CLASSES)
         return {name: values[kept] for name, values in result.items()}
 
-    def reconstruct(self, image: Picture) -> ImageReconstruction:
+    def reconstruct(self, image: Picture, *, colour: Colour | None = None) -> ImageReconstruction:
         """The self-reconstruction of an image, see `Detector.reconstruct`; the image goes whole through the detector.
 
         Raises:
@@ -199,7 +198,7 @@ class Predictor:
             FileNotFoundError, TypeError, ValueError: as a call.
         """
         with self._precision():
-            [parts] = self.detector.reconstruct([as_tensor(image, "the image", self.colour).to(self.device)])
+            [parts] = self.detector.reconstruct([as_tensor(image, "the image", colour).to(self.device)])
         return parts
 
     def _precision(self) -> AbstractContextManager[object]:

@@ -138,17 +138,16 @@ def test_autocast_computes_in_half_precision(checkpoint: Path, predictor: srtod.
     torch.testing.assert_close(coarse, fine, atol=0.02, rtol=0)
 
 
-def test_numpy_images_have_the_order_that_is_said(checkpoint: Path, predictor: srtod.Predictor) -> None:
+def test_numpy_images_have_the_order_that_is_said(predictor: srtod.Predictor) -> None:
     rgb = pixels().permute(1, 2, 0).numpy()
     expected = predictor(pixels())
-    assert_same(srtod.Predictor(checkpoint, "cpu", colour="rgb")(rgb), expected)
-    of_bgr = srtod.Predictor(checkpoint, "cpu", colour="bgr")
-    assert_same(of_bgr(rgb[:, :, ::-1]), expected)
+    assert_same(predictor(rgb, colour="rgb"), expected)
+    assert_same(predictor([rgb[:, :, ::-1]], colour="bgr")[0], expected)
     grey = rgb[:, :, 0]
-    assert_same(of_bgr(grey), predictor(Image.fromarray(grey)))
+    assert_same(predictor(grey, colour="bgr"), predictor(Image.fromarray(grey)))
     for wrong in (rgb.astype(np.float32), rgb[:, :, :2], rgb[0, 0], rgb[:0]):
         with pytest.raises(ValueError, match=r"images\[0\] must be uint8 \[H, W, 3\] or \[H, W\], got"):
-            of_bgr(wrong)
+            predictor(wrong, colour="bgr")
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
