@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import codecs
 import re
 from pathlib import Path
 from typing import Any
+
+from srtod._support.reading import require_regular_file
 
 from .coco import read_coco
 from .image_folders import locate_images
@@ -98,5 +101,6 @@ def _split_word(text: str) -> str | None:
 
 def _is_list(file: Path) -> bool:
     """Whether a JSON file is a list, as COCO results are."""
+    require_regular_file(file)
     with file.open("rb") as stream:
-        return stream.read(64).lstrip().startswith(b"[")
+        return stream.read(64).removeprefix(codecs.BOM_UTF8).lstrip().startswith(b"[")

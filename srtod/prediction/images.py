@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from srtod.data.coco import field, name_some, read_coco
+from srtod.data.coco import name_some, read_coco
 from srtod.data.image import SUFFIXES
 
 __all__ = ["ImageList", "find_images"]
@@ -95,7 +95,9 @@ def _by_name(entries: list[dict[str, Any]], coco: str | Path | None) -> dict[str
     """The images of a COCO file by their file names."""
     listed: dict[str, dict[str, Any]] = {}
     for index, entry in enumerate(entries):
-        name = field(entry, "file_name", str, f"{coco}: images[{index}]")
+        if "file_name" not in entry:
+            raise ValueError(f"{coco}: images[{index}] has no 'file_name'; write it there")
+        name = entry["file_name"]
         if name in listed:
             raise ValueError(f"{coco}: images[{index}]: file name {name} occurs twice; an image can have one id only")
         listed[name] = entry
