@@ -17,6 +17,7 @@ import numpy as np
 from msgspec import UNSET, Meta, UnsetType
 from torch import Tensor
 
+from srtod._support.names import printable, utf8
 from srtod._support.reading import parse_json, read_bytes
 from srtod._support.schema import decode_each, read_as
 
@@ -24,7 +25,7 @@ from .box_tables import LARGEST, Annotation, AnnotationTable, Identity
 from .detection import DetectionDataset, Sample, Target
 from .image import read_image
 
-__all__ = ["CocoDataset", "leads_out", "name_some", "printable", "read_coco", "require_files"]
+__all__ = ["CocoDataset", "leads_out", "name_some", "read_coco", "require_files"]
 
 NAMED = 5
 """How many of the offending files or boxes a message names."""
@@ -320,12 +321,7 @@ def _name(source: Any) -> str:
     return str(source) if isinstance(source, (str, Path)) else "the COCO data"
 
 
-def printable(text: str) -> str:
-    """Text on one line: line breaks and control characters as spaces."""
-    return " ".join("".join(letter if letter.isprintable() else " " for letter in text).split())
-
-
 def name_some(items: Iterable[Any]) -> str:
     """The first five of some offenders, for a message that counts them."""
-    items = [str(item) for item in items]
+    items = [utf8(str(item)) for item in items]
     return ", ".join(items[:NAMED]) + (", ..." if len(items) > NAMED else "")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -59,7 +60,7 @@ def read_coco_split(file: Path, split: str) -> tuple[dict[str, Any], Path]:
     names = [str(image["file_name"]) for image in content["images"] if "file_name" in image]
     folder, places = locate_images(file, split, names)
     if places is not None:
-        relative = {name: (place / name).relative_to(folder).as_posix() for name, place in places.items()}
+        relative = {name: os.path.relpath(place / name, folder) for name, place in places.items()}
         content["images"] = [image | {"file_name": relative[image["file_name"]]} for image in content["images"]]
     return content, folder
 

@@ -11,9 +11,10 @@ import msgspec
 from msgspec import Meta
 
 from srtod._support.entries import read_entries
+from srtod._support.names import printable
 from srtod._support.schema import read_as
 
-from .coco import name_some, printable
+from .coco import name_some
 from .conversion import Conversion, text_lines
 from .image import SUFFIXES, list_images
 
