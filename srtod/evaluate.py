@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -51,16 +52,16 @@ def main(arguments: Sequence[str] | None = None, prog: str = "python -m srtod.ev
 def _check_outputs(options: argparse.Namespace) -> None:
     """Raises a ValueError or FileExistsError if a file to be written is read or written too, or exists."""
     others = {
-        Path(options.ground_truth).resolve(): "the ground truth",
-        Path(options.detections).resolve(): "the detections",
+        os.path.realpath(options.ground_truth): "the ground truth",
+        os.path.realpath(options.detections): "the detections",
     }
     for option, path in (("--json", options.json), ("--plot", options.plot)):
         if not path:
             continue
-        place = Path(path).resolve()
+        place = os.path.realpath(path)
         if place in others:
             raise ValueError(f"{option} {path} is the file of {others[place]}; pass another")
-        if place.is_file() and not options.overwrite:
+        if Path(place).is_file() and not options.overwrite:
             raise FileExistsError(f"{path} exists; pass another {option}, or --overwrite to replace it")
         others[place] = option
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
@@ -40,7 +41,7 @@ def main(arguments: Sequence[str] | None = None, prog: str = "python -m srtod.in
     from srtod.data.statistics import format_statistics
     from srtod.evaluation.metric import AREAS
 
-    name = Path(options.data).resolve().stem
+    name = Path(os.path.realpath(options.data)).stem
     picture = _free_path(options.plot, name)
     inspection = inspect_data(options.data, options.images)
     statistics = inspection.statistics

@@ -46,7 +46,7 @@ def _predict(options: argparse.Namespace) -> None:
         if options.threads < 1:
             raise ValueError(f"--threads must be at least 1, got {options.threads}")
         torch.set_num_threads(options.threads)
-    images = find_images(options.images, options.coco, without=options.out)
+    images = find_images(options.images, options.coco, without=options.out, allow_outside=options.allow_outside)
     precision = PRECISIONS[options.precision]
     predictor = Predictor(
         options.checkpoint,
@@ -106,6 +106,11 @@ def _parser(prog: str) -> Parser:
         metavar="GT.json",
         help="take the images that this COCO file lists, with its ids, so that `srtod evaluate GT.json "
         "OUT/detections.json` works; without it images are numbered from 1 in the order of their names",
+    )
+    parser.add_argument(
+        "--allow-outside",
+        action="store_true",
+        help="take images that GT.json names outside of IMAGES, such as ../a.png or /data/a.png, if you trust it",
     )
     parser.add_argument(
         "--figures",

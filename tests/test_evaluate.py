@@ -125,7 +125,7 @@ def test_files_are_replaced_on_request(folder: Path, monkeypatch: pytest.MonkeyP
         ("results.json", None, "results.json does not exist"),
         ("results.json", '{"a": 1}', "results.json must be a list of COCO results, got dict"),
         ("results.json", json.dumps([{**RESULTS[0], "image_id": 2}]), "results.json: detection 0: 'image_id' 2"),
-        ("results.json", json.dumps([{**RESULTS[0], "score": float("nan")}]), "'score' must be finite"),
+        ("results.json", json.dumps([{**RESULTS[0], "score": float("nan")}]), "'score' must be a finite number"),
         ("results.json", b"\xff\xfe\x00", "results.json is not a text file"),
     ],
 )

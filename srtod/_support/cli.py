@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import sys
 from collections.abc import Callable
 
@@ -14,6 +15,9 @@ def run(main: Callable[[], None]) -> None:
     Bad input ends it with one sentence and exit status 2; so does a dependency that is not installed. Ctrl-C ends it
     with status 130.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="surrogateescape")  # names of files that are no UTF-8 come out as they are
     try:
         main()
     except KeyboardInterrupt as error:

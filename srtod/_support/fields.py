@@ -209,8 +209,8 @@ def read_value(kind: Kind, value: Any) -> Any:
 def _read_scalar(kind: Kind, value: Any) -> Any:
     if kind.base is float and isinstance(value, int | float | str) and not isinstance(value, bool):
         try:
-            return number(str(value)) if isinstance(value, str) else _finite(float(value))
-        except ValueError:
+            return number(value) if isinstance(value, str) else _finite(float(value))
+        except (OverflowError, ValueError):
             pass
     elif type(value) is kind.base:
         return value
@@ -220,9 +220,12 @@ def _read_scalar(kind: Kind, value: Any) -> Any:
 def number(text: str) -> float:
     """A finite number from its text, which may be a fraction such as 4/255."""
     try:
-        return float(Fraction(text))
+        # Not `Fraction` alone, which writes 1e999999999 out.
+        return _finite(float(Fraction(text)) if "/" in text else float(text))
     except ZeroDivisionError as error:
         raise ValueError(f"{text} divides by 0") from error
+    except OverflowError:
+        raise ValueError(f"{text} is too large") from None
 
 
 def _finite(value: float) -> float:

@@ -6,23 +6,26 @@ hours later on one bad line. Only the pixels wait until an image is asked for.
 
 from __future__ import annotations
 
-import json
-import math
-import reprlib
+import os
 import warnings
-from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from numbers import Integral, Real
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+import msgspec
 import numpy as np
+from msgspec import UNSET, Meta, UnsetType
 from torch import Tensor
 
+from srtod._support.names import printable, utf8
+from srtod._support.reading import parse_json, read_bytes
+from srtod._support.schema import decode_each, read_as
+
+from .box_tables import LARGEST, Annotation, AnnotationTable, Identity
 from .detection import DetectionDataset, Sample, Target
 from .image import read_image
 
-__all__ = ["CocoDataset", "check_box", "field", "name_some", "read_coco", "read_json"]
+__all__ = ["CocoDataset", "leads_out", "name_some", "read_coco", "require_files"]
 
 NAMED = 5
 """How many of the offending files or boxes a message names."""
@@ -34,23 +37,25 @@ class CocoDataset(DetectionDataset):
     Label k stands for the k-th category in ascending order of category id, so that files which list the same
     categories in another order agree. Images without annotations are kept as negatives, with boxes [0, 4].
 
-    Training targets are cleaned: boxes are clipped to their image; boxes with no area left (zero-size, or wholly
-    outside) are dropped, with one warning that counts and names them. Crowd regions (`iscrowd`) are no objects but the
-    target's `ignore` regions, whatever their category; one that is annotated for several categories is there once.
-    `ground_truth` is the file as it is, crowd regions and dropped boxes included, so that a score here equals one
-    computed from the file.
+    Training targets are cleaned. Boxes are clipped to their image, with a warning that counts and names those that
+    reach far beyond it. Boxes with no area left (zero-size, or wholly outside) are dropped, with another. Crowd regions
+    (`iscrowd`) are no objects but the target's `ignore` regions, whatever their category; one that is annotated for
+    several categories is there once. `ground_truth` is the file as it is, crowd regions and dropped boxes included, so
+    that a score here equals one computed from the file.
 
     Args:
         annotations: the JSON file, or its content as a dict.
         images: folder that each image's `file_name` is relative to.
         transforms: called as `transforms(image, target)` on every sample.
         allow_empty: accept a set without a single box to train on (for prediction or timing).
+        allow_outside: accept file names that lead out of the folder, such as `../a.png` or `/data/a.png`.
         name: what messages call the set; by default the JSON file.
 
     Raises:
         FileNotFoundError: if the JSON file, the folder or any image file is missing.
         ValueError: if the file is not COCO detection data (see `read_coco`), an annotation id or a file name occurs
-            twice, an image has no `file_name`, `width` or `height`, or no box is left to train on.
+            twice, an image has no `file_name`, `width` or `height`, a file name leads out of the folder, or no box is
+            left to train on.
     """
 
     def __init__(
@@ -60,17 +65,18 @@ class CocoDataset(DetectionDataset):
         transforms: Callable[[Tensor, Target], Sample] | None = None,
         *,
         allow_empty: bool = False,
+        allow_outside: bool = False,
         name: str | None = None,
     ) -> None:
         self._source = name or _name(annotations)
-        self._ground_truth = read_coco(annotations, name=self._source)
+        self._ground_truth, table = _read(annotations, self._source)
         self._folder = Path(images)
         self.transforms = transforms
         categories = sorted(self._ground_truth["categories"], key=lambda category: category["id"])
         self.category_ids = [category["id"] for category in categories]
         self.class_names = [str(category.get("name", category["id"])) for category in categories]
-        self._check_images()
-        self._boxes, self._labels, self._ignore = self._clean_annotations()
+        self._check_images(allow_outside)
+        self._boxes, self._labels, self._ignore = self._clean_annotations(table)
         if not allow_empty and not any(len(labels) for labels in self._labels.values()):
             raise ValueError(
                 f"{self._source} has no box to train on or to evaluate with; pass annotations with at least one (only "
@@ -102,19 +108,23 @@ class CocoDataset(DetectionDataset):
         boxes, labels, ignore = (arrays[entry["id"]] for arrays in (self._boxes, self._labels, self._ignore))
         return self._sample(image, boxes, labels, entry["id"], entry["file_name"], ignore)
 
-    def _check_images(self) -> None:
+    def _check_images(self, allow_outside: bool) -> None:
         entries = self._ground_truth["images"]
+        require_files(entries, self._source)
         position: dict[str, int] = {}
         for index, entry in enumerate(entries):
-            where = f"{self._source}: images[{index}]"
-            earlier = position.setdefault(field(entry, "file_name", str, where), index)
+            name = entry["file_name"]
+            earlier = position.setdefault(name, index)
             if earlier != index:
                 raise ValueError(
-                    f"{where}: file_name {entry['file_name']!r} is that of images[{earlier}] too; list each image once"
+                    f"{self._source}: images[{index}]: file_name {name!r} is that of images[{earlier}] too; list each "
+                    "image once"
                 )
-            for key in ("width", "height"):
-                if field(entry, key, Integral, where) < 1:
-                    raise ValueError(f"{where}: {key!r} must be at least 1 pixel, got {entry[key]}")
+            if not allow_outside and leads_out(name):
+                raise ValueError(
+                    f"{self._source}: images[{index}]: file_name {name!r} leads out of the image folder; move the "
+                    "images, or set allow_outside if you trust the file"
+                )
         if not self._folder.is_dir():
             raise FileNotFoundError(
                 f"the image folder {self._folder} does not exist; pass the folder of the image files"
@@ -126,44 +136,81 @@ class CocoDataset(DetectionDataset):
                 f"{name_some(missing)}"
             )
 
-    def _clean_annotations(self) -> tuple[dict[int, np.ndarray], dict[int, np.ndarray], dict[int, np.ndarray]]:
+    def _clean_annotations(
+        self, table: AnnotationTable
+    ) -> tuple[dict[int, np.ndarray], dict[int, np.ndarray], dict[int, np.ndarray]]:
         """By image id: boxes float32 [M, 4] (x1, y1, x2, y2), labels int64 [M] and ignore regions."""
-        label_of = {category: label for label, category in enumerate(self.category_ids, start=1)}
-        limits = {image["id"]: (image["width"], image["height"]) * 2 for image in self._ground_truth["images"]}
-        boxes: dict[int, list[np.ndarray]] = defaultdict(list)
-        labels: dict[int, list[int]] = defaultdict(list)
-        ignore: dict[int, dict[tuple[float, ...], None]] = defaultdict(dict)  # a set that keeps its order
-        dropped = []
         seen = set()
-        for index, annotation in enumerate(self._ground_truth["annotations"]):
-            identity = str(annotation.get("id", f"#{index}"))
+        for number in range(len(table)):
+            identity = str(table.identity(number))
             if identity in seen:
                 raise ValueError(
-                    f"{self._source}: annotations[{index}]: id {identity} occurs twice; ids must be unique"
+                    f"{self._source}: annotations[{number}]: id {identity} occurs twice; ids must be unique"
                 )
             seen.add(identity)
-            image = annotation["image_id"]
-            x, y, width, height = annotation["bbox"]
-            # In float32 as they are trained on: a sliver that rounds to nothing is dropped too.
-            box = np.array([x, y, x + width, y + height], dtype=np.float32).clip(0, limits[image])
-            if not (box[2] > box[0] and box[3] > box[1]):
-                dropped.append(identity)
-            elif annotation.get("iscrowd"):
-                ignore[image][tuple(box.tolist())] = None
-            else:
-                boxes[image].append(box)
-                labels[image].append(label_of[annotation["category_id"]])
-        if dropped:
+        images = self._ground_truth["images"]
+        image_ids = np.array([image["id"] for image in images])
+        order = image_ids.argsort()
+        position = order[image_ids.searchsorted(table.image_ids, sorter=order)]  # of each box's image
+        limits = np.array([(image["width"], image["height"]) * 2 for image in images], dtype=np.float32)[position]
+        corners = table.boxes.copy()
+        corners[:, 2:] += corners[:, :2]
+        # In float32 as they are trained on: a sliver that rounds to nothing is dropped too.
+        boxes = corners.astype(np.float32).clip(0, limits)
+        whole: np.ndarray = (boxes[:, 2:] > boxes[:, :2]).all(axis=1)
+        self._warn_of(table, ~whole, "left out {} boxes, which have no area inside their image")
+        far: np.ndarray = whole & ((corners < -limits) | (corners > 2 * limits)).any(axis=1)
+        self._warn_of(table, far, "clipped {} boxes, which reach beyond their image by more than its size")
+
+        def by_image(kept: np.ndarray, values: np.ndarray) -> dict[int, np.ndarray]:
+            kept = kept[position[kept].argsort(kind="stable")]
+            ends = np.bincount(position[kept], minlength=len(images)).cumsum()[:-1]
+            return dict(zip(image_ids.tolist(), np.split(values[kept], ends), strict=True))
+
+        labels = np.searchsorted(self.category_ids, table.category_ids) + 1
+        objects, regions = (np.flatnonzero(whole & chosen) for chosen in (~table.crowd, table.crowd))
+        places = np.column_stack([position[regions], boxes[regions]])
+        regions = regions[np.sort(np.unique(places, axis=0, return_index=True)[1])]  # the first of each
+        return by_image(objects, boxes), by_image(objects, labels), by_image(regions, boxes)
+
+    def _warn_of(self, table: AnnotationTable, which: np.ndarray, what: str) -> None:
+        if which.any():
+            ids = [table.identity(number) for number in np.flatnonzero(which).tolist()]
             warnings.warn(
-                f"{self._source}: left out {len(dropped)} of {len(seen)} boxes, which have no area inside their image "
-                f"(annotation ids {name_some(dropped)})",
-                stacklevel=3,
+                f"{self._source}: {what.format(f'{len(ids)} of {len(table)}')} (annotation ids {name_some(ids)})",
+                stacklevel=4,
             )
-        return (
-            {image: np.array(boxes[image], dtype=np.float32).reshape(-1, 4) for image in limits},
-            {image: np.array(labels[image], dtype=np.int64) for image in limits},
-            {image: np.array(list(ignore[image]), dtype=np.float32).reshape(-1, 4) for image in limits},
-        )
+
+
+_Pixels = Annotated[int, Meta(ge=1, le=LARGEST)] | UnsetType
+_SIZE = Meta(description=f"an integer of at least 1 pixel, up to {LARGEST}")
+
+
+class _Lists(msgspec.Struct):
+    images: Annotated[list[Any], Meta(description="a list")]
+    annotations: Annotated[list[Any], Meta(description="a list")]
+    categories: Annotated[list[Any], Meta(description="a list")]
+
+
+class _Image(msgspec.Struct):
+    id: Identity
+    file_name: Annotated[
+        Annotated[str, Meta(pattern=r"\A[^\0]+\Z")] | UnsetType,
+        Meta(description="text, the image's path in its folder"),
+    ] = UNSET
+    width: Annotated[_Pixels, _SIZE] = UNSET
+    height: Annotated[_Pixels, _SIZE] = UNSET
+
+
+class _Category(msgspec.Struct):
+    id: Identity
+    name: Annotated[str | int | float | UnsetType | None, Meta(description="text")] = UNSET
+
+
+class _File(msgspec.Struct):
+    images: list[dict[str, Any]]
+    annotations: list[msgspec.Raw]
+    categories: list[dict[str, Any]]
 
 
 def read_coco(source: str | Path | Mapping[str, Any], *, name: str | None = None) -> dict[str, Any]:
@@ -174,103 +221,100 @@ def read_coco(source: str | Path | Mapping[str, Any], *, name: str | None = None
         name: what messages call it; by default the JSON file.
 
     Returns:
-        The content: `images`, `annotations` (boxes [x, y, width, height] in pixels) and `categories`.
+        The content: `images`, `annotations` (boxes [x, y, width, height] in pixels) and `categories`. Of a file, the
+        annotations are an `AnnotationTable`, a sequence of dicts with the keys that detection needs. Line breaks and
+        control characters in the categories' names are replaced by spaces, with a warning.
 
     Raises:
         FileNotFoundError: if the file is missing.
         TypeError: if `source` is neither a path nor a dict.
-        ValueError: if the file is empty or not JSON; one of the three lists or an entry's key is missing or has the
-            wrong type; an image or category id occurs twice; an annotation names an unknown image or category; a box
-            is not four finite numbers, or has a negative size or area.
+        ValueError: if the file is no regular file, empty or not JSON; one of the three lists or an entry's key is
+            missing or has the wrong type; an image or category id occurs twice; an annotation names an unknown image or
+            category; a box is not four finite numbers, or has a negative size or area.
     """
-    name = name or _name(source)
+    return _read(source, name or _name(source))[0]
+
+
+def _read(source: str | Path | Mapping[str, Any], name: str) -> tuple[dict[str, Any], AnnotationTable]:
+    """The content of COCO data, and its annotations as a table."""
     if isinstance(source, (str, Path)):
-        content = read_json(source)
+        content = _read_file(source)
     elif isinstance(source, Mapping):
-        content = source
+        content = dict(source)
     else:
         raise TypeError(f"COCO data must be a path or a dict, got {type(source).__name__}")
-    lists = {key: field(content, key, list, name) for key in ("images", "annotations", "categories")}
-    image_ids = _unique_ids(lists["images"], f"{name}: images")
-    category_ids = _unique_ids(lists["categories"], f"{name}: categories")
-    for key, ids in (("images", image_ids), ("categories", category_ids)):
-        if not ids:
+    table = content["annotations"] if isinstance(content, dict) and "annotations" in content else None
+    if isinstance(table, AnnotationTable):
+        lists = read_as(_Lists, content | {"annotations": []}, name)
+    else:
+        lists = read_as(_Lists, content, name)
+        table = AnnotationTable(
+            read_as(Annotation, entry, f"{name}: annotations[{index}]") for index, entry in enumerate(lists.annotations)
+        )
+    ids = {}
+    for key, schema, entries in (("images", _Image, lists.images), ("categories", _Category, lists.categories)):
+        if not entries:
             raise ValueError(f"{name} lists no {key}")
-    for index, annotation in enumerate(lists["annotations"]):
-        where = f"{name}: annotations[{index}]"
-        check_box(annotation, image_ids, category_ids, where)
-        if "area" in annotation and not 0 <= field(annotation, "area", Real, where) < math.inf:
-            raise ValueError(f"{where}: 'area' must be finite and not negative, got {annotation['area']}")
-    return dict(content)
+        ids[key] = _unique_ids(schema, entries, f"{name}: {key}")
+    table.check_ids(ids["images"], ids["categories"], lambda number: f"{name}: annotations[{number}]")
+    content["categories"] = _with_clean_names(lists.categories, name)
+    return content, table
 
 
-def read_json(path: str | Path) -> Any:
-    """The content of a JSON file.
-
-    Raises:
-        FileNotFoundError: if the file is missing.
-        ValueError: if it is empty, or not JSON.
-    """
+def _read_file(path: str | Path) -> Any:
+    """The content of a COCO file; its annotations as a table, unless something in it has to be named."""
+    data = read_bytes(path)
     try:
-        text = Path(path).read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise FileNotFoundError(f"{path} does not exist; pass the path of a JSON file") from None
-    except UnicodeDecodeError:
-        raise ValueError(f"{path} is not a text file; pass the path of a JSON file") from None
-    if not text.strip():
-        raise ValueError(f"{path} is empty; write it again")
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is not valid JSON ({error}); was it cut short?") from None
+        file = msgspec.json.decode(data, type=_File)
+        table = AnnotationTable(decode_each(Annotation, file.annotations))
+    except (msgspec.DecodeError, RecursionError):  # it may be slow from here: this takes NaN, or finds what is wrong
+        return parse_json(data, path)
+    return {"images": file.images, "annotations": table, "categories": file.categories}
 
 
-def check_box(entry: Any, image_ids: set[int], category_ids: set[int], where: str) -> None:
-    """Check what an annotation and a detection have in common: image, category and box.
-
-    Raises:
-        ValueError: if a key is missing or malformed, an id unknown, or the box not finite or of negative size.
-    """
-    for key, known in (("image_id", image_ids), ("category_id", category_ids)):
-        if field(entry, key, Integral, where) not in known:
-            raise ValueError(
-                f"{where}: {key!r} {entry[key]} is not among the ids of the ground truth; list it there, or leave this "
-                "entry out"
-            )
-    box = field(entry, "bbox", (Sequence, np.ndarray), where)
-    if len(box) != 4 or not all(isinstance(value, Real) and math.isfinite(value) for value in box):
-        raise ValueError(f"{where}: 'bbox' must be four finite numbers [x, y, width, height], got {reprlib.repr(box)}")
-    if box[2] < 0 or box[3] < 0:
-        raise ValueError(f"{where}: 'bbox' {box} has a negative size; COCO boxes are [x, y, width, height]")
-
-
-_KIND = {str: "text", Integral: "an integer", Real: "a number", list: "a list", (Sequence, np.ndarray): "a list"}
-
-
-def field(entry: Any, key: str, kind: Any, where: str) -> Any:
-    """`entry[key]`, which must be there and be of the given kind.
-
-    Raises:
-        ValueError: if `entry` is no dict, has no such key, or another kind of value there.
-    """
-    if not isinstance(entry, Mapping):
-        raise ValueError(f"{where} must be a JSON object, got {type(entry).__name__}")
-    if key not in entry:
-        raise ValueError(f"{where} has no {key!r}")
-    value = entry[key]
-    if not isinstance(value, kind) or isinstance(value, bool):
-        raise ValueError(f"{where}: {key!r} must be {_KIND[kind]}, got {reprlib.repr(value)}")
-    return value
-
-
-def _unique_ids(entries: list[Any], where: str) -> set[int]:
+def _unique_ids(schema: type[_Image | _Category], entries: list[Any], where: str) -> set[int]:
     ids: set[int] = set()
     for index, entry in enumerate(entries):
-        identity = field(entry, "id", Integral, f"{where}[{index}]")
+        identity = read_as(schema, entry, f"{where}[{index}]").id
         if identity in ids:
             raise ValueError(f"{where}[{index}]: id {identity} occurs twice; ids must be unique")
         ids.add(identity)
     return ids
+
+
+def _with_clean_names(categories: list[dict[str, Any]], source: str) -> list[dict[str, Any]]:
+    """Categories whose names fit on a line."""
+    broken = [category for category in categories if not str(category.get("name", "")).isprintable()]
+    if not broken:
+        return categories
+    warnings.warn(
+        f"{source}: {len(broken)} category names hold line breaks or control characters, which became spaces: "
+        f"{name_some(repr(category['name']) for category in broken)}",
+        stacklevel=5,
+    )
+    return [
+        category | {"name": printable(str(category["name"]))} if category in broken else category
+        for category in categories
+    ]
+
+
+def require_files(images: Sequence[Mapping[str, Any]], source: str) -> None:
+    """Checks that all images of COCO data have a `file_name`, `width` and `height`; `source` is what errors call it.
+
+    Raises:
+        ValueError: if one has not.
+    """
+    for index, image in enumerate(images):
+        for key in ("file_name", "width", "height"):
+            if key not in image:
+                raise ValueError(
+                    f"{source}: images[{index}] has no {key!r}; write it there, for boxes cannot be checked without"
+                )
+
+
+def leads_out(file_name: str) -> bool:
+    """Whether a file name leads out of the folder that it is relative to."""
+    return f"{os.path.normpath(file_name)}/".startswith(("/", "../"))
 
 
 def _name(source: Any) -> str:
@@ -279,5 +323,5 @@ def _name(source: Any) -> str:
 
 def name_some(items: Iterable[Any]) -> str:
     """The first five of some offenders, for a message that counts them."""
-    items = [str(item) for item in items]
+    items = [utf8(str(item)) for item in items]
     return ", ".join(items[:NAMED]) + (", ..." if len(items) > NAMED else "")

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import codecs
+import os
 import re
 from pathlib import Path
 from typing import Any
+
+from srtod._support.reading import require_regular_file
 
 from .coco import read_coco
 from .image_folders import locate_images
@@ -56,7 +60,7 @@ def read_coco_split(file: Path, split: str) -> tuple[dict[str, Any], Path]:
     names = [str(image["file_name"]) for image in content["images"] if "file_name" in image]
     folder, places = locate_images(file, split, names)
     if places is not None:
-        relative = {name: (place / name).relative_to(folder).as_posix() for name, place in places.items()}
+        relative = {name: os.path.relpath(place / name, folder) for name, place in places.items()}
         content["images"] = [image | {"file_name": relative[image["file_name"]]} for image in content["images"]]
     return content, folder
 
@@ -98,5 +102,6 @@ def _split_word(text: str) -> str | None:
 
 def _is_list(file: Path) -> bool:
     """Whether a JSON file is a list, as COCO results are."""
+    require_regular_file(file)
     with file.open("rb") as stream:
-        return stream.read(64).lstrip().startswith(b"[")
+        return stream.read(64).removeprefix(codecs.BOM_UTF8).lstrip().startswith(b"[")

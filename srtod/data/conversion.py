@@ -8,6 +8,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from srtod._support.reading import require_regular_file
+
 from .coco import name_some
 from .image import ImageError, image_size
 
@@ -151,8 +153,9 @@ def text_lines(path: Path) -> Iterator[tuple[int, str]]:
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: if it is not text.
+        ValueError: if it is no regular file, or not text.
     """
+    require_regular_file(path)
     try:
         text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError:

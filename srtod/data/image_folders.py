@@ -33,7 +33,7 @@ def locate_images(annotations: Path, split: str, file_names: list[str]) -> tuple
     """
     folders = _candidates(annotations, split)
     # os.path.isfile is several times faster than Path.is_file, and there are thousands.
-    found = {folder: {name for name in file_names if os.path.isfile(f"{folder}/{name}")} for folder in folders}  # noqa: PTH113
+    found = {folder: {name for name in file_names if os.path.isfile(os.path.join(folder, name))} for folder in folders}  # noqa: PTH113, PTH118
     best = max(found, key=lambda folder: len(found[folder]))  # the first of equals
     if not found[best]:
         raise FileNotFoundError(

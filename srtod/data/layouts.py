@@ -57,11 +57,22 @@ class Split:
         return conversion.content, conversion.folder
 
     def dataset(
-        self, transforms: Callable[[Tensor, Target], Sample] | None = None, *, allow_empty: bool = False
+        self,
+        transforms: Callable[[Tensor, Target], Sample] | None = None,
+        *,
+        allow_empty: bool = False,
+        allow_outside: bool = False,
     ) -> CocoDataset:
         """The split as a data set; for the arguments and errors see `CocoDataset`."""
         content, images = self.read()
-        return CocoDataset(content, images, transforms, allow_empty=allow_empty, name=str(self.source))
+        return CocoDataset(
+            content,
+            images,
+            transforms,
+            allow_empty=allow_empty,
+            allow_outside=allow_outside,
+            name=str(self.source),
+        )
 
 
 @dataclass(frozen=True)

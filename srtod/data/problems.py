@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+import os
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from .coco import name_some
+from .coco import leads_out, name_some, require_files
 from .image import image_size, read_image
 from .statistics import has_area
 
@@ -54,10 +55,7 @@ def find_problems(content: Mapping[str, Any], folder: str | Path, *, decode: boo
     Raises:
         ValueError: if an image has no `file_name`, `width` or `height`.
     """
-    for index, image in enumerate(content["images"]):
-        for key in ("file_name", "width", "height"):
-            if key not in image:
-                raise ValueError(f"images[{index}] has no {key!r}; write it there, for boxes cannot be checked without")
+    require_files(content["images"], "the set")
     found: dict[str, list[str]] = defaultdict(list)
     size_of = _decoded_size if decode else image_size
     for what, where in chain(
@@ -74,14 +72,14 @@ def shared_images(splits: Mapping[str, tuple[Mapping[str, Any], Path]]) -> list[
         splits: content and image folder of each split, by name.
     """
     found: dict[str, list[str]] = defaultdict(list)
-    holders: dict[Path, list[str]] = defaultdict(list)
+    holders: dict[str, list[str]] = defaultdict(list)
     for name, (content, folder) in splits.items():
-        for file in dict.fromkeys(Path(folder, image["file_name"]).resolve() for image in content["images"]):
+        for file in dict.fromkeys(os.path.realpath(folder / image["file_name"]) for image in content["images"]):
             holders[file].append(name)
     for file, names in holders.items():
         if len(names) > 1:
             found[f"images that are in {' and '.join(names)}; a test should not have been seen in training"].append(
-                file.name
+                Path(file).name
             )
     return [Problem(what, where) for what, where in found.items()]
 
@@ -170,6 +168,9 @@ def _of_files(
             yield "images listed again; training refuses the set", name
             continue
         names.add(name)
+        if leads_out(name):
+            yield "images outside the image folder; training refuses them without --allow-outside", name
+            continue
         try:
             size = size_of(folder / name)
         except FileNotFoundError:

@@ -7,6 +7,7 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
+from .box_tables import LARGEST
 from .coco import name_some
 from .conversion import Conversion, text_lines
 from .image import list_images
@@ -136,6 +137,8 @@ def _parse(line: str, where: str) -> list[int]:
         raise ValueError(f"{where}: {line!r} must be whole numbers {','.join(_FIELDS)}") from None
     if len(values) != len(_FIELDS):
         raise ValueError(f"{where} must be {len(_FIELDS)} numbers {','.join(_FIELDS)}, got {len(values)}")
+    if max(map(abs, values)) > LARGEST:
+        raise ValueError(f"{where}: a number is beyond {LARGEST}, more pixels than any image has; correct it")
     category = values[5]
     if category not in CLASS_NAMES and category not in IGNORED_CATEGORIES:
         raise ValueError(f"{where}: category {category} is not one of VisDrone's 0 to 11; correct it")

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Annotated
 
-import yaml
+import msgspec
+from msgspec import Meta
+
+from srtod._support.entries import read_entries
+from srtod._support.names import printable
+from srtod._support.schema import read_as
 
 from .coco import name_some
 from .conversion import Conversion, text_lines
@@ -75,7 +80,7 @@ def read_yolo(path: str | Path, split: str) -> Conversion:
     if not images:
         raise FileNotFoundError(f"{path}: {split!r} has no images; looked in {name_some(sources[split])}")
     labels = _label_files(images)
-    if not any(label.is_file() for label in labels):
+    if not any(label.exists() for label in labels):
         raise FileNotFoundError(
             f"{path}: none of the {len(images)} images of {split!r} has a label file; looked for {labels[0]} for "
             f"{images[0].name}"
@@ -86,7 +91,7 @@ def read_yolo(path: str | Path, split: str) -> Conversion:
         entry = conversion.add_image(image)
         if entry is None:
             continue
-        for number, line in text_lines(label) if label.is_file() else ():
+        for number, line in text_lines(label) if label.exists() else ():
             kind, box = _parse(line, len(class_names), f"{label}: line {number}")
             x, y, width, height = box
             pixels = [x * entry["width"], y * entry["height"], width * entry["width"], height * entry["height"]]
@@ -97,49 +102,61 @@ def read_yolo(path: str | Path, split: str) -> Conversion:
     return conversion
 
 
+_Name = str | int | float
+_Split = Annotated[
+    str | list[str] | None, Meta(description="a folder, a list of images, or a list of these")
+]  # an empty `test:` is common
+
+
+class _Yaml(msgspec.Struct):
+    """data.yaml, as far as it is used."""
+
+    names: Annotated[
+        list[_Name] | dict[int | str, _Name],
+        Meta(description="a list of the classes, as `names: [car, bus]` or `names: {0: car}`"),
+    ]
+    nc: Annotated[int | None, Meta(description="the number of classes")] = None
+    path: Annotated[str | None, Meta(description="a folder")] = None
+    train: _Split = None
+    val: _Split = None
+    test: _Split = None
+
+
 def _read_yaml(path: Path) -> tuple[list[str], dict[str, list[Path]]]:
     """The class names of a YAML file, and where the images of each split are."""
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not valid YAML ({' '.join(str(error).split())})") from None
-    if not isinstance(content, Mapping):
-        raise ValueError(f"{path} must have the keys names and train, val or test, got {type(content).__name__}")
+    content = read_as(_Yaml, read_entries(path).as_dict(path), str(path))
     names = _class_names(content, path)
     root = path.parent
-    if content.get("path"):
-        root /= str(content["path"])
+    if content.path:
+        root /= content.path
         if not root.is_dir():
             raise FileNotFoundError(
-                f"{path}: 'path' is {content['path']!r}, but {root} does not exist; correct it, or remove it if the "
+                f"{path}: 'path' is {content.path!r}, but {root} does not exist; correct it, or remove it if the "
                 "images are beside the file"
             )
     sources: dict[str, list[Path]] = {}
     for split in SPLITS:
-        given = content.get(split)
-        if not given:  # an empty `test:` is common
-            continue
-        parts = given if isinstance(given, list) else [given]
-        if not all(isinstance(part, str) for part in parts):
-            raise ValueError(f"{path}: {split!r} must be a folder, a list of images, or a list of these, got {given!r}")
-        sources[split] = [_existing(root, part, f"{path}: {split!r}") for part in parts]
+        if given := getattr(content, split):
+            parts = given if isinstance(given, list) else [given]
+            sources[split] = [_existing(root, part, f"{path}: {split!r}") for part in parts]
     if not sources:
         raise ValueError(f"{path} has none of the splits {', '.join(SPLITS)}; add one, such as `train: images/train`")
     return names, sources
 
 
-def _class_names(content: Mapping[str, Any], path: Path) -> list[str]:
-    names = content.get("names")
-    if isinstance(names, Mapping):
-        if sorted(map(str, names)) != sorted(map(str, range(len(names)))):
+def _class_names(content: _Yaml, path: Path) -> list[str]:
+    names = content.names
+    if isinstance(names, dict):
+        numbered = {str(number): name for number, name in names.items()}
+        order = [str(number) for number in range(len(names))]
+        if numbered.keys() != set(order):
             raise ValueError(f"{path}: 'names' must number the classes 0, 1, 2, ..., got {name_some(names)}")
-        names = [name for _, name in sorted(names.items(), key=lambda item: int(item[0]))]
-    if not isinstance(names, list) or not names:
+        names = [numbered[number] for number in order]
+    if not names:
         raise ValueError(f"{path}: 'names' must list the classes, as `names: [car, bus]` or `names: {{0: car}}`")
-    count = content.get("nc", len(names))
-    if count != len(names):
-        raise ValueError(f"{path}: 'nc' is {count!r}, but 'names' has {len(names)} classes; correct one of them")
-    return [str(name) for name in names]
+    if content.nc not in (None, len(names)):
+        raise ValueError(f"{path}: 'nc' is {content.nc}, but 'names' has {len(names)} classes; correct one of them")
+    return [printable(str(name)) for name in names]
 
 
 def _existing(root: Path, part: str, where: str) -> Path:

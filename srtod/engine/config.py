@@ -147,6 +147,11 @@ class DataConfig:
     train_images: str | None = option(None, "folder of the images of train-json")
     test_json: str | None = option(None, "COCO annotations to evaluate on")
     test_images: str | None = option(None, "folder of the images of test-json; none: train-images")
+    allow_outside: bool = option(
+        False,
+        "take images that a COCO file names outside of its image folder, such as ../a.png or /data/a.png; for files "
+        "that you trust",
+    )
     train_subset: int | None = option(
         None, "train on so many of the training images, evenly spaced in their order; none: all", within="positive"
     )

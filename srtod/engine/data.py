@@ -65,7 +65,10 @@ class DetectionData(L.LightningDataModule):
             folder = open_folder(config.data)
             train, test = folder.choose(config.train_split, config.test_split)
             self.name = folder.path.resolve().name
-            self.train_set, self.test_set = train.dataset(transforms), test.dataset()
+            self.train_set, self.test_set = (
+                train.dataset(transforms, allow_outside=config.allow_outside),
+                test.dataset(allow_outside=config.allow_outside),
+            )
             self._check_categories(str(train.source), str(test.source))
         elif config.train_json is None:
             self.name = "swarm"
@@ -78,9 +81,13 @@ class DetectionData(L.LightningDataModule):
             if config.train_images is None or config.test_json is None:
                 missing = "train_images" if config.train_images is None else "test_json"
                 raise ValueError(f"train_json needs {missing} beside it; training evaluates on a test set as it goes")
+            self.train_set = CocoDataset(
+                config.train_json, config.train_images, transforms, allow_outside=config.allow_outside
+            )
+            self.test_set = CocoDataset(
+                config.test_json, config.test_images or config.train_images, allow_outside=config.allow_outside
+            )
             self.name = Path(config.train_json).resolve().parent.name
-            self.train_set = CocoDataset(config.train_json, config.train_images, transforms)
-            self.test_set = CocoDataset(config.test_json, config.test_images or config.train_images)
             self._check_categories(config.train_json, config.test_json)
         if config.train_subset is not None:
             self.train_set = DetectionSubset(self.train_set, config.train_subset)

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from numbers import Real
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+import msgspec
 import torch
 from torch import Tensor
 from torchvision.ops import box_convert
 
-from srtod.data.coco import check_box, field, read_json
+from srtod._support.reading import parse_json, read_bytes
+from srtod._support.schema import decode_each, read_as
+from srtod.data.box_tables import Detection, DetectionTable
 
 __all__ = ["coco_results", "detections_by_image", "read_detections"]
 
@@ -52,8 +53,8 @@ def detections_by_image(
     }
 
 
-def read_detections(source: str | Path | Sequence[Mapping[str, Any]], truth: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Checked detections, reduced to what is scored.
+def read_detections(source: str | Path | Sequence[Mapping[str, Any]], truth: Mapping[str, Any]) -> DetectionTable:
+    """Checked detections, reduced to what is scored: a sequence of dicts.
 
     Args:
         source: COCO results, as a list or a JSON file.
@@ -66,17 +67,30 @@ def read_detections(source: str | Path | Sequence[Mapping[str, Any]], truth: Map
             box or score that is malformed or not finite.
     """
     from_file = isinstance(source, (str, Path))
-    name = str(source) if from_file else "detections"
-    content = read_json(source) if isinstance(source, (str, Path)) else source
-    if not isinstance(content, Sequence):
+    content = _read_file(source) if isinstance(source, (str, Path)) else source
+    if isinstance(content, str) or not isinstance(content, Sequence):
         raise (ValueError if from_file else TypeError)(
-            f"{name} must be a list of COCO results, got {type(content).__name__}"
+            f"{source if from_file else 'detections'} must be a list of COCO results, got {type(content).__name__}"
         )
-    image_ids = {image["id"] for image in truth["images"]}
-    category_ids = {category["id"] for category in truth["categories"]}
-    for index, detection in enumerate(content):
-        where = f"{name}[{index}]" if not from_file else f"{name}: detection {index}"
-        check_box(detection, image_ids, category_ids, where)
-        if not np.isfinite(field(detection, "score", Real, where)):
-            raise ValueError(f"{where}: 'score' must be finite, got {detection['score']}")
-    return [{key: detection[key] for key in ("image_id", "category_id", "bbox", "score")} for detection in content]
+
+    def place(number: int) -> str:
+        return f"{source}: detection {number}" if from_file else f"detections[{number}]"
+
+    table = (
+        content
+        if isinstance(content, DetectionTable)
+        else DetectionTable(read_as(Detection, entry, place(number)) for number, entry in enumerate(content))
+    )
+    table.check_ids(
+        [image["id"] for image in truth["images"]], [category["id"] for category in truth["categories"]], place
+    )
+    return table
+
+
+def _read_file(path: str | Path) -> Any:
+    """The content of a file of results: a table, unless something in it has to be named."""
+    data = read_bytes(path)
+    try:
+        return DetectionTable(decode_each(Detection, msgspec.json.decode(data, type=list[msgspec.Raw])))
+    except (msgspec.DecodeError, RecursionError):
+        return parse_json(data, path)

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from srtod.data.coco import field, name_some, read_coco
+from srtod.data.coco import leads_out, name_some, read_coco
 from srtod.data.image import SUFFIXES
 
 __all__ = ["ImageList", "find_images"]
@@ -28,7 +28,13 @@ class ImageList(NamedTuple):
     left_out: Sequence[str] = ()
 
 
-def find_images(source: str | Path, coco: str | Path | None = None, *, without: str | Path | None = None) -> ImageList:
+def find_images(
+    source: str | Path,
+    coco: str | Path | None = None,
+    *,
+    without: str | Path | None = None,
+    allow_outside: bool = False,
+) -> ImageList:
     """The images of a folder and its subfolders, or one image, with their ids.
 
     Files are taken for images by their suffix, hidden ones (`.name`) never; a single image may have any name. Without
@@ -39,17 +45,18 @@ def find_images(source: str | Path, coco: str | Path | None = None, *, without: 
         source: a folder or an image.
         coco: a COCO file whose file names are relative to the folder.
         without: a folder inside of `source` to leave aside: that of predictions made before.
+        allow_outside: whether the COCO file may name images outside of `source`, such as `../a.png`.
 
     Raises:
         FileNotFoundError: if `source` does not exist, holds no image, or lacks images that the COCO file lists.
-        ValueError: if the COCO file is not what it should be, or does not list the one image, or if `without` contains
-            `source`.
+        ValueError: if the COCO file is not what it should be, names an image outside of `source`, or does not list the
+            one image, or if `without` contains `source`.
     """
     source = Path(source)
     if not source.exists():
         raise FileNotFoundError(f"{source} does not exist; pass an image or a folder of images")
     truth = None if coco is None else read_coco(coco)
-    listed = {} if truth is None else _by_name(truth["images"], coco)
+    listed = {} if truth is None else _by_name(truth["images"], coco, allow_outside)
     categories = None if truth is None else truth["categories"]
     if source.is_file():
         entry: Mapping[str, Any] = {"id": 1}
@@ -91,11 +98,18 @@ def _files(folder: Path, without: Path | None) -> list[str]:
     ]
 
 
-def _by_name(entries: list[dict[str, Any]], coco: str | Path | None) -> dict[str, dict[str, Any]]:
+def _by_name(entries: list[dict[str, Any]], coco: str | Path | None, allow_outside: bool) -> dict[str, dict[str, Any]]:
     """The images of a COCO file by their file names."""
     listed: dict[str, dict[str, Any]] = {}
     for index, entry in enumerate(entries):
-        name = field(entry, "file_name", str, f"{coco}: images[{index}]")
+        if "file_name" not in entry:
+            raise ValueError(f"{coco}: images[{index}] has no 'file_name'; write it there")
+        name = entry["file_name"]
+        if not allow_outside and leads_out(name):
+            raise ValueError(
+                f"{coco}: images[{index}]: file_name {name!r} leads out of the folder of the images; move them, "
+                "or set allow_outside if you trust the file"
+            )
         if name in listed:
             raise ValueError(f"{coco}: images[{index}]: file name {name} occurs twice; an image can have one id only")
         listed[name] = entry

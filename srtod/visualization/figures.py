@@ -19,6 +19,7 @@ from .tiles import INK, PAPER, TILE_SIDE, Tile, enlarged, grid
 __all__ = ["SCORE", "draw_boxes", "draw_detections", "heat_map", "panel", "reconstruction_figure"]
 
 SCORE = 0.5  # detections below this are noise to the eye; the metric counts them all
+MARGIN = 16  # pixels beyond the picture at which a box is cut: to draw one of millions of pixels takes minutes
 COLOURS = ("#39d353", "#ff9f1c", "#3fa7ff", "#ff4d6d", "#c77dff", "#ffe14d", "#2ee6d6", "#ff8fd8", "#b0e64c", "#b08968")
 HEAT = ((0, 0, 4), (87, 16, 110), (188, 55, 84), (249, 142, 9), (252, 255, 164))  # black, purple, red, orange, yellow
 
@@ -113,11 +114,11 @@ def draw_boxes(
     """
     picture = enlarged(_pil(image), enlarge)
     draw = ImageDraw.Draw(picture)
-    boxes = (boxes.cpu() * enlarge).round()
+    boxes = _on_picture(boxes, enlarge, picture)
     colours = [_colour(label) for label in labels.tolist()]
     for (x1, y1, x2, y2), colour in zip(boxes.tolist(), colours, strict=True):
         draw.rectangle((x1 - 1, y1 - 1, max(x1, x2), max(y1, y2)), outline=colour)
-    for x1, y1, x2, y2 in [] if missed is None else (missed.cpu() * enlarge).round().tolist():
+    for x1, y1, x2, y2 in [] if missed is None else _on_picture(missed, enlarge, picture).tolist():
         for distance, width, colour in ((7, 4, PAPER), (6, 2, INK)):  # the rim shows it on a bright sky
             draw.rectangle((x1 - distance, y1 - distance, x2 + distance - 1, y2 + distance - 1), None, colour, width)
     if captions is not None:
@@ -196,6 +197,12 @@ def _quantile(values: Tensor, share: float) -> float:
     """The value that this share of all do not exceed. (torch.quantile takes 16 million values at most.)"""
     values = values.float().flatten()
     return float(values.kthvalue(max(1, int(share * len(values))))[0])
+
+
+def _on_picture(boxes: Tensor, enlarge: int, picture: Image.Image) -> Tensor:
+    """Boxes [M, 4] in whole pixels of a picture, cut a little outside of it."""
+    limits = torch.tensor(picture.size * 2) + MARGIN
+    return (boxes.cpu() * enlarge).round().clamp(min=-MARGIN).minimum(limits)
 
 
 def _pil(image: Tensor) -> Image.Image:

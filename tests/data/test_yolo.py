@@ -195,16 +195,16 @@ def test_splits(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "error", "message"),
     [
-        ("names: [car", ValueError, "is not valid YAML"),
-        ("- 1", ValueError, "must have the keys names and train, val or test, got list"),
-        ("", ValueError, "must have the keys names and train, val or test, got NoneType"),
-        ("train: images/train", ValueError, "'names' must list the classes"),
+        ("names: [car", ValueError, "line 1: not valid YAML"),
+        ("- 1", ValueError, "must have one `name: value` a line"),
+        ("", ValueError, "has no 'names'"),
+        ("train: images/train", ValueError, "has no 'names'"),
         ("train: images/train\nnames: []", ValueError, "'names' must list the classes"),
-        ("train: images/train\nnames: 2", ValueError, "'names' must list the classes"),
+        ("train: images/train\nnames: 2", ValueError, "'names' must be a list of the classes, as"),
         ("train: images/train\nnames: {1: car, 2: bus}", ValueError, "'names' must number the classes 0, 1, 2, .*1, 2"),
         ("train: images/train\nnames: {a: car}", ValueError, "'names' must number the classes 0, 1, 2"),
         ("train: images/train\nnames: [car]\nnc: 3", ValueError, "'nc' is 3, but 'names' has 1 classes"),
-        ("train: images/train\nnames: [car]\nnc: '1'", ValueError, "'nc' is '1', but 'names' has 1 classes"),
+        ("train: images/train\nnames: [car]\nnc: '1'", ValueError, "'nc' must be the number of classes, got '1'"),
         ("names: [car]", ValueError, "has none of the splits train, val, test"),
         ("train: 3\nnames: [car]", ValueError, "'train' must be a folder, a list of images, or a list of these, got 3"),
         ("train: [a, 1]\nnames: [car]", ValueError, "'train' must be a folder"),
@@ -222,7 +222,7 @@ def test_bad_yaml(folder: Path, text: str, error: type[Exception], message: str)
 
 def test_binary_yaml(folder: Path) -> None:
     (folder / "data.yaml").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(ValueError, match=r"data.yaml is not valid YAML"):
+    with pytest.raises(ValueError, match=r"data.yaml is not text in UTF-8"):
         find_yolo(folder)
 
 

@@ -331,8 +331,8 @@ def broken(**values: Any) -> Callable[[Truth, Results], Any]:
         (broken(bbox=[0, 0, "1", 1]), r"detections\[1\]: 'bbox' must be four finite numbers"),
         (broken(bbox="0011"), r"detections\[1\]: 'bbox' must be four finite numbers"),
         (broken(bbox=[5, 5, -1, 4]), r"detections\[1\]: 'bbox' .* negative size"),
-        (broken(score=float("nan")), r"detections\[1\]: 'score' must be finite"),
-        (broken(score=True), r"detections\[1\]: 'score' must be a number"),
+        (broken(score=float("nan")), r"detections\[1\]: 'score' must be a finite number"),
+        (broken(score=True), r"detections\[1\]: 'score' must be a finite number"),
         (lambda _, results: [results[0], 3], r"detections\[1\] must be a JSON object, got int"),
     ],
 )

@@ -16,6 +16,7 @@ from PIL import Image
 from torch import Tensor
 from torchvision.ops import box_convert
 
+from srtod._support.names import utf8
 from srtod.data import DetectionDataset, Sample
 from srtod.evaluation import coco_results, missed_objects, plot_curves
 from srtod.models import Detector
@@ -88,7 +89,7 @@ class Pictures(Callback):
             ).values()
             picture = sample_panel(module.detector, sample, found[image_id], missed, self.class_names)
             picture.thumbnail((LONGEST, LONGEST))
-            yield f"panels/{Path(sample[1]['file_name']).stem}", picture
+            yield f"panels/{utf8(Path(sample[1]['file_name']).stem)}", picture
         canvas = FigureCanvasAgg(plot_curves(self.evaluation.curves))
         canvas.draw()
         yield "precision_recall", Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
