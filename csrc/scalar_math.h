@@ -27,11 +27,12 @@ SRTOD_HOST_DEVICE A clamp(A x, A low, A high) {
 SRTOD_HOST_DEVICE double exponential(double x) { return ::exp(x); }
 
 // exp in float32, from plain arithmetic so that compilers vectorise it: exp(x) = 2^n 2^r, n + r = x / ln 2, |r| <= 1/2,
-// 2^r by a polynomial. Relative error 2e-7 near 0, growing with |x| to 5e-6 at 87, where it saturates.
+// 2^r by a polynomial. Relative error 2e-7 near 0, growing with |x| to 5e-6 at 87. It does not fall below exp(-87), and
+// from 88.4 it is infinite, so that sigmoid(-inf) is 0.
 SRTOD_HOST_DEVICE float exponential(float x) {
   constexpr float log2e = 1.44269504f;
   constexpr float magic = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer, left in the low bits
-  x = clamp(x, -87.0f, 87.0f);
+  x = clamp(x, -87.0f, 89.0f);
   const float shifted = x * log2e + magic;
   const float r = x * log2e - (shifted - magic);
   float p = 1.535336188e-4f;
@@ -132,7 +133,8 @@ SRTOD_HOST_DEVICE A surrogate_derivative(A u, Surrogate surrogate, A alpha) {
       return v < A(0) ? A(0) : v;
     }
     case Surrogate::rect: {  // g = clamp(alpha u + 1/2, 0, 1)
-      return (u < A(0) ? -u : u) < A(0.5) / alpha ? alpha : A(0);
+      const A v = u < A(0) ? -u : u, end = A(0.5) / alpha;
+      return v < end ? alpha : v >= end ? A(0) : u;
     }
   }
   return A(0);
@@ -174,12 +176,13 @@ SRTOD_HOST_DEVICE Mixture<A, I> bilinear_mixture(I k, I input_size, I output_siz
   return {low, low + 1, fraction < A(1) ? fraction : A(1)};
 }
 
-// Derivative of the loss by one reconstructed value r, from D = mean_c |r - i| and mse = sum (r - i)^2 / count.
-// `absolute` = dL/dD / C; `squared` = 2 dL/dmse / count (0 in the padding). The slope of |.| at 0 is 0, as PyTorch's.
+// Derivative of the loss by one reconstructed value r, from D = mean_c |r - i| and mse = sum (r - i)^2 / count, as far
+// as the loss depends on each. `absolute` = dL/dD / C; `squared` = 2 dL/dmse / count. The slope of |.| at 0 is 0, as
+// PyTorch's, and NaN at NaN.
 template <class A>
-SRTOD_HOST_DEVICE A reconstruction_gradient(A signed_difference, A absolute, A squared) {
-  const A sign = signed_difference > A(0) ? A(1) : signed_difference < A(0) ? A(-1) : signed_difference;  // 0, or NaN
-  return absolute * sign + squared * signed_difference;
+SRTOD_HOST_DEVICE A reconstruction_gradient(A signed_difference, bool of_map, A absolute, bool of_error, A squared) {
+  const A sign = signed_difference > A(0) ? A(1) : signed_difference < A(0) ? A(-1) : signed_difference;
+  return (of_map ? absolute * sign : A(0)) + (of_error ? squared * signed_difference : A(0));
 }
 
 }  // namespace srtod

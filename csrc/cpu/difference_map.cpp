@@ -52,14 +52,14 @@ A difference_row(const A* const* r, const A* const* image, int64_t channels, int
 }
 
 // grad = dL/dr of one channel from dL/dD / C and 2 dL/dmse / count, times dr/dlogit = r (1 - r) where r is from logits.
-template <bool from_logits, class A>
+template <bool from_logits, bool of_map, bool of_error, class A>
 SRTOD_HOST_DEVICE A gradient(A x, A image, A absolute, A squared) {
   const A r = value_in_unit_range<from_logits>(x);
-  const A value = reconstruction_gradient(r - image, absolute, squared);
+  const A value = reconstruction_gradient(r - image, of_map, absolute, of_error, squared);
   return from_logits ? value * (r * (A(1) - r)) : value;
 }
 
-template <bool from_logits, class A>
+template <bool from_logits, bool of_map, bool of_error, class A>
 SRTOD_CLONES void gradient_row_rgb(const A* const* x, const A* const* image, const A* __restrict grad_mean, A squared,
                                    int64_t n, A* const* grad) {
   const A *x0 = x[0], *x1 = x[1], *x2 = x[2], *image0 = image[0], *image1 = image[1], *image2 = image[2];
@@ -67,19 +67,31 @@ SRTOD_CLONES void gradient_row_rgb(const A* const* x, const A* const* image, con
 #pragma omp simd simdlen(64 / sizeof(A))
   for (int64_t i = 0; i < n; ++i) {
     const A absolute = grad_mean[i] * A(1.0 / 3.0);
-    grad0[i] = gradient<from_logits>(x0[i], image0[i], absolute, squared);
-    grad1[i] = gradient<from_logits>(x1[i], image1[i], absolute, squared);
-    grad2[i] = gradient<from_logits>(x2[i], image2[i], absolute, squared);
+    grad0[i] = gradient<from_logits, of_map, of_error>(x0[i], image0[i], absolute, squared);
+    grad1[i] = gradient<from_logits, of_map, of_error>(x1[i], image1[i], absolute, squared);
+    grad2[i] = gradient<from_logits, of_map, of_error>(x2[i], image2[i], absolute, squared);
   }
 }
 
-template <bool from_logits, class A>
-void gradient_row(const A* const* x, const A* const* image, const A* grad_mean, A squared, int64_t channels, int64_t n,
-                  A* const* grad) {
-  if (channels == 3) return gradient_row_rgb<from_logits>(x, image, grad_mean, squared, n, grad);
+template <bool from_logits, bool of_map, bool of_error, class A>
+void gradient_row_of(const A* const* x, const A* const* image, const A* grad_mean, A squared, int64_t channels,
+                     int64_t n, A* const* grad) {
+  if (channels == 3) return gradient_row_rgb<from_logits, of_map, of_error>(x, image, grad_mean, squared, n, grad);
   for (int64_t i = 0; i < n; ++i)
     for (int64_t c = 0; c < channels; ++c)
-      grad[c][i] = gradient<from_logits>(x[c][i], image[c][i], grad_mean[i] / static_cast<A>(channels), squared);
+      grad[c][i] = gradient<from_logits, of_map, of_error>(x[c][i], image[c][i],
+                                                           grad_mean[i] / static_cast<A>(channels), squared);
+}
+
+// As far as the loss depends on the map and on the error.
+template <bool from_logits, class A>
+void gradient_row(bool of_map, bool of_error, const A* const* x, const A* const* image, const A* grad_mean, A squared,
+                  int64_t channels, int64_t n, A* const* grad) {
+  const auto with_map =
+      of_error ? gradient_row_of<from_logits, true, true, A> : gradient_row_of<from_logits, true, false, A>;
+  const auto without =
+      of_error ? gradient_row_of<from_logits, false, true, A> : gradient_row_of<from_logits, false, false, A>;
+  (of_map ? with_map : without)(x, image, grad_mean, squared, channels, n, grad);
 }
 
 template <class T>
@@ -249,6 +261,7 @@ void backward(const std::optional<Tensor>& grad_difference, const std::optional<
   const Image<const I> gd = grad_difference ? image_of<I>(*grad_difference) : Image<const I>{};
   Size size(image);
   if (valid.heights.empty()) size = grad_difference ? as_long_row(size, r, o, out, gd) : as_long_row(size, r, o, out);
+  const bool of_map = grad_difference.has_value();
   const A squared =
       grad_mse ? A(2) * *grad_mse->const_data_ptr<A>() / static_cast<A>(valid.pixels * size.channels) : A(0);
   torch::stable::parallel_for(0, size.tiles(), kTilesOfTask, [&](int64_t begin, int64_t end) {
@@ -267,14 +280,14 @@ void backward(const std::optional<Tensor>& grad_difference, const std::optional<
         rows[c] = &scratch[c * kPixelTile];
         if (out.stride_w == 1) rows[c] = row_for_store(out.row(at.n, c, at.y, at.x), rows[c]);
       }
-      gradient_row<from_logits>(rebuilt.rows.data(), real.rows.data(), grad_mean, squared, size.channels, valid_count,
-                                rows.data());
+      gradient_row<from_logits>(of_map, grad_mse.has_value(), rebuilt.rows.data(), real.rows.data(), grad_mean, squared,
+                                size.channels, valid_count, rows.data());
       if (valid_count < at.count) {
         rebuilt.advance(valid_count);
         real.advance(valid_count);
         for (A*& begin_of_padding : rows) begin_of_padding += valid_count;
-        gradient_row<from_logits>(rebuilt.rows.data(), real.rows.data(), grad_mean + valid_count, A(0), size.channels,
-                                  at.count - valid_count, rows.data());
+        gradient_row<from_logits>(of_map, false, rebuilt.rows.data(), real.rows.data(), grad_mean + valid_count, A(0),
+                                  size.channels, at.count - valid_count, rows.data());
         for (A*& begin_of_row : rows) begin_of_row -= valid_count;
       }
       if (out.is_interleaved_rgb()) {

@@ -34,8 +34,8 @@ struct Axis {
         for (int64_t i = begin; i < end; ++i) taps.push_back({i, A(1)});
       } else {
         const auto [low, high, fraction] = bilinear_mixture<A>(k, input_size, output_size);
-        taps.push_back({low, A(1) - fraction});
-        if (high != low) taps.push_back({high, fraction});
+        if (fraction < A(1)) taps.push_back({low, A(1) - fraction});
+        if (fraction > A(0)) taps.push_back({high, fraction});  // what counts nothing is not looked at
       }
       const int64_t count = static_cast<int64_t>(taps.size()) - first.back();
       total.push_back(resize == Resize::area ? static_cast<A>(count) : A(1));
@@ -217,6 +217,10 @@ A filtration_gradients(const A* grad_filter, const Tensor& difference, const Ten
     using T = decltype(tag);
     if constexpr (std::is_same_v<compute_t<T>, A>) {
       T* grad = grad_difference ? grad_difference->mutable_data_ptr<T>() : nullptr;
+      if (options.surrogate == Surrogate::none) {  // a gradient of zero, whatever comes in
+        if (grad) std::memset(grad, 0, grad_difference->numel() * sizeof(T));
+        return;
+      }
       const Map<T> d(difference);
       grad_threshold = options.resize == Resize::max ? gradients_of_max(grad_filter, d, t, options, grad)
                                                      : gradients_of_weighted(grad_filter, d, t, options, grad);

@@ -70,13 +70,14 @@ struct Images {
     return pixel;
   }
 
-  // Writes the gradient of a pixel of the reconstruction. `of_difference` = dL/dD, `squared` = 2 dL/dmse / count.
+  // Writes the gradient of a pixel of the reconstruction. `of_difference` = dL/dD, `squared` = 2 dL/dmse / count; the
+  // loss depends on D and on this pixel's error, or does not.
   template <class A, class Set>
-  __device__ __forceinline__ void gradient(int64_t n, uint32_t y, uint32_t x, A of_difference, A squared,
-                                           const Set& set) const {
+  __device__ __forceinline__ void gradient(int64_t n, uint32_t y, uint32_t x, bool of_map, A of_difference,
+                                           bool of_error, A squared, const Set& set) const {
     const A absolute = of_difference / static_cast<A>(channels);
     each_channel<A>(n, y, x, [&](uint32_t c, A rebuilt, A real) {
-      const A slope = reconstruction_gradient(rebuilt - real, absolute, squared);
+      const A slope = reconstruction_gradient(rebuilt - real, of_map, absolute, of_error, squared);
       set(c, from_logits ? slope * (rebuilt * (A(1) - rebuilt)) : slope);
     });
   }
@@ -165,11 +166,11 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerMultiprocessor)
   for (uint32_t k = 0; k < kPixelsOfThread; ++k) {
     const Pixel p(k, tiles, images.width);
     if (p.index >= images.pixels()) break;
-    const A of_pixel =
-        grad_difference == nullptr ? A(0) : static_cast<A>(grad_difference[of_difference.at(p.n, p.y, p.x)]);
+    const bool of_map = grad_difference != nullptr;
+    const A of_pixel = of_map ? static_cast<A>(grad_difference[of_difference.at(p.n, p.y, p.x)]) : A(0);
     R* out = grad + of_grad.at(p.n, p.y, p.x);
-    images.template gradient<A>(p.n, p.y, p.x, of_pixel, images.is_valid(p.n, p.y, p.x) ? of_error : A(0),
-                                [&](uint32_t c, A value) { out[c * of_grad.c] = static_cast<R>(value); });
+    images.template gradient<A>(p.n, p.y, p.x, of_map, of_pixel, grad_mse != nullptr && images.is_valid(p.n, p.y, p.x),
+                                of_error, [&](uint32_t c, A value) { out[c * of_grad.c] = static_cast<R>(value); });
   }
 }
 

@@ -137,7 +137,7 @@ __device__ __forceinline__ A filter_value(const Filter& f, int64_t n, uint32_t i
       for (int k = 0; k < 4; ++k) {
         const A weight =
             (k / 2 ? rows.fraction : A(1) - rows.fraction) * (k % 2 ? columns.fraction : A(1) - columns.fraction);
-        if ((k / 2 && rows.high == rows.low) || (k % 2 && columns.high == columns.low)) continue;
+        if (weight == A(0)) continue;  // what counts nothing is not looked at
         sum +=
             weight * step(f.difference.at<A>(n, k / 2 ? rows.high : rows.low, k % 2 ? columns.high : columns.low) - t);
       }

@@ -8,6 +8,9 @@ from typing import NoReturn
 import torch
 from torch import Tensor
 
+TO_UNIT_RANGE = "images in 0..255 go to [0, 1] by `.float() / 255`"
+SAMPLES = 16  # rows and columns of an image
+
 
 def check_floating(op: str, **tensors: Tensor) -> None:
     """Each argument is a floating-point tensor, and all are on the first one's device.
@@ -21,7 +24,7 @@ def check_floating(op: str, **tensors: Tensor) -> None:
         if not isinstance(tensor, Tensor):
             raise TypeError(f"{op}: {name} must be a torch.Tensor, got {type(tensor).__name__}")
         if tensor.dtype not in (torch.float32, torch.float16, torch.bfloat16, torch.float64):
-            cure = "; images in 0..255 go to [0, 1] by `.float() / 255`" if tensor.dtype == torch.uint8 else ""
+            cure = f"; {TO_UNIT_RANGE}" if tensor.dtype == torch.uint8 else ""
             raise TypeError(f"{op}: {name} must be float16, bfloat16, float32 or float64, got {tensor.dtype}{cure}")
         if tensor.device != first.device:
             raise ValueError(
@@ -45,6 +48,23 @@ def check_shape(op: str, name: str, tensor: Tensor, expected: str | Callable[[],
             _refuse(op, name, tensor, expected)
         if dim > 0 and tensor.shape[dim] == 0:
             _refuse(op, name, tensor, expected, " with at least one element in every dimension but N")
+
+
+def check_unit_range(op: str, image: Tensor) -> None:
+    """The image [N, C, H, W] is neither in 0..255 nor normalised: a sample of its pixels holds no value in (1, 65535].
+
+    To read all of them would take half as long as the op. NaN, infinity and larger values are no other unit; they pass,
+    see `srtod.ops`. Asked on the CPU only: an accelerator's queue would have to drain, and a traced graph cannot tell.
+
+    Raises:
+        ValueError: If it is.
+    """
+    if image.device.type != "cpu" or image.numel() == 0 or torch.compiler.is_compiling():
+        return
+    height, width = image.shape[2:]
+    greatest = float(image.detach()[:, :, :: -(-height // SAMPLES), :: -(-width // SAMPLES)].amax())
+    if 1 + 1e-3 < greatest <= 65535:  # resampling may overshoot a little
+        raise ValueError(f"{op}: image must lie in [0, 1], got values up to {greatest:.5g}; {TO_UNIT_RANGE}")
 
 
 def check_threshold(op: str, threshold: Tensor) -> None:

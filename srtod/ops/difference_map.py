@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from . import reference
-from ._checks import check_floating, check_shape, empty_like
+from ._checks import check_floating, check_shape, check_unit_range, empty_like
 from ._extension import runs_fused
 from ._registration import register_autograd, register_fake, register_once_differentiable
 
@@ -28,7 +28,8 @@ def difference_map(reconstruction: Tensor, image: Tensor, *, from_logits: bool =
 
     Raises:
         TypeError: If an argument is not a floating-point tensor, or the dtypes do not go together.
-        ValueError: If shapes or devices differ.
+        ValueError: If shapes or devices differ, or the image is in 0..255. The latter is asked on the CPU only; CUDA
+            computes with any values.
     """
     _check_image_pair("difference_map", reconstruction, image)
     if not runs_fused(image):
@@ -72,7 +73,7 @@ def reconstruction_difference(
 
     Raises:
         TypeError: If an image is not a floating-point tensor, dtypes do not go together or valid_size is not int64.
-        ValueError: If shapes or devices differ.
+        ValueError: As `difference_map`.
     """
     _check_image_pair("reconstruction_difference", reconstruction, image, valid_size)
     if not runs_fused(image):
@@ -180,7 +181,7 @@ def high_frequency_difference_map(
 
     Raises:
         TypeError: If an image is not a floating-point tensor, dtypes do not go together or valid_size is not int64.
-        ValueError: If shapes or devices differ, or `cutoff` is not in [0, 0.5].
+        ValueError: As `difference_map`, or if `cutoff` is not in [0, 0.5].
     """
     op = "high_frequency_difference_map"
     _check_image_pair(op, reconstruction, image, valid_size)
@@ -191,7 +192,7 @@ def high_frequency_difference_map(
     signed = (rebuilt.sigmoid() if from_logits else rebuilt) - image.to(dtype)
     if valid_size is not None:
         signed = torch.where(reference.valid_mask(valid_size, image.shape[2], image.shape[3]), signed, 0)
-    return reference.high_pass(signed, cutoff).abs().mean(dim=1, keepdim=True).to(image.dtype)
+    return reference.mean_absolute(reference.high_pass(signed, cutoff)).to(image.dtype)
 
 
 def _check_image_pair(op: str, reconstruction: Tensor, image: Tensor, valid_size: Tensor | None = None) -> None:
@@ -199,7 +200,7 @@ def _check_image_pair(op: str, reconstruction: Tensor, image: Tensor, valid_size
 
     Raises:
         TypeError: If an image is not a floating-point tensor, dtypes do not go together or valid_size is not int64.
-        ValueError: If shapes or devices differ.
+        ValueError: If shapes or devices differ, or, on the CPU, the image is in 0..255.
     """
     check_floating(op, reconstruction=reconstruction, image=image)
     check_shape(op, "image", image, "[N, C, H, W]", None, None, None, None)
@@ -211,6 +212,7 @@ def _check_image_pair(op: str, reconstruction: Tensor, image: Tensor, valid_size
             f"{op}: image must have the reconstruction's dtype {reconstruction.dtype}"
             f"{' or float32' if half else ''}, got {image.dtype}"
         )
+    check_unit_range(op, image)
     if valid_size is None:
         return
     if not isinstance(valid_size, Tensor):

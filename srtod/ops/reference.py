@@ -8,6 +8,7 @@ whatever the storage type, and each result is rounded once.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 
 import torch
 import torch.nn.functional as F
@@ -27,7 +28,7 @@ def compute_dtype(*dtypes: torch.dtype) -> torch.dtype:
 def difference_map(reconstruction: Tensor, image: Tensor, *, from_logits: bool = False) -> Tensor:
     """See `srtod.ops.difference_map`."""
     signed = _signed_difference(reconstruction, image, from_logits)
-    return _mean_absolute(signed).to(torch.promote_types(reconstruction.dtype, image.dtype))
+    return mean_absolute(signed).to(torch.promote_types(reconstruction.dtype, image.dtype))
 
 
 def reconstruction_difference(
@@ -35,12 +36,12 @@ def reconstruction_difference(
 ) -> tuple[Tensor, Tensor]:
     """The difference map and the mean squared error (SR-TOD, Sec. 3.2). See `srtod.ops.reconstruction_difference`."""
     signed = _signed_difference(reconstruction, image, from_logits)
-    difference = _mean_absolute(signed).to(torch.promote_types(reconstruction.dtype, image.dtype))
+    difference = mean_absolute(signed).to(torch.promote_types(reconstruction.dtype, image.dtype))
     if valid_size is None:
         return difference, signed.square().mean()
     mask = valid_mask(valid_size, image.shape[2], image.shape[3])
     count = mask.sum() * image.shape[1]
-    return difference, torch.where(mask, signed.square(), 0).sum() / count
+    return difference, torch.where(mask, signed, 0).square().sum() / count
 
 
 def high_frequency_difference_map(
@@ -62,7 +63,7 @@ def high_frequency_difference_map(
     if valid_size is not None:
         rebuilt = torch.where(valid_mask(valid_size, image.shape[2], image.shape[3]), rebuilt, real)
     high = high_pass(rebuilt, cutoff) - high_pass(real, cutoff)
-    return _mean_absolute(high).to(torch.promote_types(reconstruction.dtype, image.dtype))
+    return mean_absolute(high).to(torch.promote_types(reconstruction.dtype, image.dtype))
 
 
 def high_pass(x: Tensor, cutoff: float) -> Tensor:
@@ -87,9 +88,10 @@ def valid_mask(valid_size: Tensor, height: int, width: int) -> Tensor:
     return (rows < size[:, 0]) & (columns < size[:, 1])
 
 
-def _mean_absolute(signed: Tensor) -> Tensor:
+def mean_absolute(signed: Tensor) -> Tensor:
     """`D = mean_channel(abs(I_r - I_o))` of `I_r - I_o` (SR-TOD, Eq. 3)."""
-    return signed.abs().mean(dim=1, keepdim=True)
+    absolute = signed * sign(signed.detach())  # the slope of torch.abs is 0 at NaN
+    return absolute.mean(dim=1, keepdim=True)
 
 
 def _signed_difference(reconstruction: Tensor, image: Tensor, from_logits: bool) -> Tensor:
@@ -103,9 +105,14 @@ def _signed_difference(reconstruction: Tensor, image: Tensor, from_logits: bool)
 # --- filtration -------------------------------------------------------------------------------------------------------
 
 
+def sign(u: Tensor) -> Tensor:
+    """-1 below zero, 0 at zero, 1 above; NaN at NaN, where `torch.sign` is 0."""
+    return torch.where(u.isnan(), u, u.sign())
+
+
 def step(u: Tensor) -> Tensor:
     """`(sign(u) + 1) / 2`: 0 below zero, 1 above, 0.5 at zero, NaN at NaN."""
-    return torch.where(u.isnan(), u, (u.sign() + 1) * 0.5)
+    return (sign(u) + 1) * 0.5
 
 
 def primitive(u: Tensor, surrogate: str, alpha: float | None = None) -> Tensor:
@@ -139,7 +146,7 @@ def surrogate_derivative(u: Tensor, surrogate: str, alpha: float | None = None) 
         return (a / 2) / (1 + (math.pi / 2 * a * u).square())
     if surrogate == "triangle":
         return (a - a * a * u.abs()).clamp(min=0)
-    return torch.where(u.abs() < 0.5 / a, a, 0.0).to(u.dtype)  # rect
+    return torch.where(u.isnan(), u, torch.where(u.abs() < 0.5 / a, a, 0.0).to(u.dtype))  # rect
 
 
 class _SurrogateStep(torch.autograd.Function):
@@ -152,6 +159,8 @@ class _SurrogateStep(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[no-untyped-def]
         (u,) = ctx.saved_tensors
+        if ctx.surrogate == "none":
+            return torch.zeros_like(grad), None, None
         return grad * surrogate_derivative(u, ctx.surrogate, ctx.alpha), None, None
 
 
@@ -185,18 +194,22 @@ def _filter(
     alpha = resolve_alpha(surrogate, alpha)
     dtype = compute_dtype(difference.dtype)
     d, t = difference.to(dtype), threshold.to(dtype)
+
+    def binarised(u: Tensor) -> Tensor:
+        result: Tensor = _SurrogateStep.apply(u, surrogate, alpha)
+        return result
+
     if resize == "nearest":  # commutes with the step: look only at the pixels that are kept
-        u = nearest(d, size) - t
-    elif resize == "max":  # the step is monotonic, so the greatest of the steps is the step of the greatest difference
-        u = F.adaptive_max_pool2d(d, size) - t
-    else:
-        u = d - t
-    binary: Tensor = _SurrogateStep.apply(u, surrogate, alpha)
+        return binarised(nearest(d, size) - t) + 1
+    if resize == "max":  # the step is monotonic, so the greatest of the steps is the step of the greatest difference
+        return binarised(F.adaptive_max_pool2d(d, size) - t) + 1
     if resize == "area":
-        binary = F.adaptive_avg_pool2d(binary, size)
-    elif resize == "bilinear":
-        binary = F.interpolate(binary, size=size, mode="bilinear", align_corners=False)
-    return binary + 1
+        return F.adaptive_avg_pool2d(binarised(d - t), size) + 1
+    filter_ = d.new_ones((d.shape[0], 1, *size))
+    for values, weights in bilinear_corners(d, size):  # what counts nothing is not looked at
+        counts = weights > 0
+        filter_ = filter_ + torch.where(counts, weights * binarised(torch.where(counts, values - t, 0)), 0)
+    return filter_
 
 
 def nearest_index(output_size: int, input_size: int, device: torch.device | None = None) -> Tensor:
@@ -217,6 +230,27 @@ def nearest(x: Tensor, size: tuple[int, int]) -> Tensor:
     return F.interpolate(x, size=size, mode="nearest")
 
 
+def bilinear_corners(x: Tensor, size: tuple[int, int]) -> Iterator[tuple[Tensor, Tensor]]:
+    """The four values `[N, C, h, w]` that each pixel of `F.interpolate(x, size, mode="bilinear")` mixes.
+
+    With their weights `[h, w]`; a weight may be 0.
+    """
+    rows, columns = (_axis_corners(o, i, x) for o, i in zip(size, x.shape[2:], strict=True))
+    for row, row_weight in rows:
+        for column, column_weight in columns:
+            yield x[:, :, row][:, :, :, column], row_weight[:, None] * column_weight
+
+
+def _axis_corners(output_size: int, input_size: int, like: Tensor) -> list[tuple[Tensor, Tensor]]:
+    """Indices and weights of both neighbours; pixel centres lie at half integers, past the last is only it."""
+    position = torch.arange(output_size, dtype=like.dtype, device=like.device) + 0.5
+    source = (position * (input_size / output_size) - 0.5).clamp(min=0)
+    low = source.long().clamp(max=input_size - 1)
+    high = (low + 1).clamp(max=input_size - 1)
+    fraction = torch.where(high == low, 0, source - low).clamp(max=1)
+    return [(low, 1 - fraction), (high, fraction)]
+
+
 # --- channel reweighting and DGFE -------------------------------------------------------------------------------------
 
 
@@ -233,11 +267,9 @@ def _channel_weight(features: Tensor, weight1: Tensor, bias1: Tensor, weight2: T
     maximum = F.adaptive_max_pool2d(x, 1).flatten(1)
     w1, b1, w2, b2 = (p.to(dtype) for p in (weight1, bias1, weight2, bias2))
 
-    def mlp(v: Tensor) -> Tensor:
-        return F.linear(F.linear(v, w1, b1).relu(), w2, b2)
-
     with torch.autocast(features.device.type, enabled=False):  # it would take the MLP to bfloat16
-        return (mlp(average) + mlp(maximum)).sigmoid()[:, :, None, None]
+        hidden = F.linear(average, w1, b1).relu() + F.linear(maximum, w1, b1).relu()
+        return F.linear(hidden, w2, 2 * b2).sigmoid()[:, :, None, None]  # linear: both MLPs' second layers at once
 
 
 def dgfe(

@@ -109,13 +109,15 @@ class Run:
     variables: dict[str, str] = field(default_factory=dict)
 
 
-# What torch.compile generates is not ours to sanitize. By size most cases of DGFE take one launch, the largest two.
+# The modules that run kernels. What the others ask is the same for every kernel, and asked of the CPU's: compilers,
+# threshold and module, and gradients by finite differences, where these judge gradients by the reference in float64.
+OF_KERNELS = [f"tests/ops/test_{name}.py" for name in ("reference", "exact", "special_values", "layout", "properties")]
+OF_KERNELS += ["tests/ops/test_bad_input.py", "tests/ops/test_torch_features.py::test_opcheck"]
+# DGFE each way at every size; the choice by size, and -O2, are those of the random cases and of the faults.
 RUNS = {
-    "all": Run("plain", ("tests/ops", "-k", "not cuda"), 2000),
-    "address_sanitizer": Run("sanitized", ("tests/ops", "-k", "not cuda and not inductor"), 2000),
-    "one_launch": Run("plain", ("tests/ops/test_reference.py", "-k", "dgfe"), 400, {"SRTOD_COOPERATIVE": "1"}),
+    "one_launch": Run("sanitized", (*OF_KERNELS, "-k", "not cuda"), 1500, {"SRTOD_COOPERATIVE": "1"}),
+    "two_launches": Run("sanitized", (*OF_KERNELS[:3], "-k", "dgfe and not cuda"), 400, {"SRTOD_COOPERATIVE": "0"}),
     "random_cases": Run("plain", ("tests/ops/test_fuzz.py", "-m", "slow", "-k", "not cuda"), 20),
-    "two_launches": Run("plain", ("tests/ops/test_reference.py", "-k", "dgfe"), 400, {"SRTOD_COOPERATIVE": "0"}),
 }
 
 
@@ -135,27 +137,6 @@ def objects(tmp_path_factory: pytest.TempPathFactory, workers: ThreadPoolExecuto
         for source in [SOURCES / "csrc/library.cpp", *KERNELS]
     }
     return {flags: {name: future.result() for (of, name), future in futures.items() if of == flags} for flags in FLAGS}
-
-
-@pytest.fixture(scope="module")
-def outcomes(
-    objects: dict[str, dict[str, Path]], tmp_path_factory: pytest.TempPathFactory, workers: ThreadPoolExecutor
-) -> dict[str, Future[Outcome]]:
-    """All runs, side by side."""
-
-    def start(name: str, run: Run) -> Outcome:
-        package = make_package(list(objects[run.flags].values()), run.flags, tmp_path_factory.mktemp(name))
-        return run_tests(package, run.flags, *run.selection, **run.variables)
-
-    return {name: workers.submit(start, name, run) for name, run in RUNS.items()}
-
-
-@pytest.mark.parametrize("name", RUNS)
-def test_kernels_pass_the_tests_of_the_ops(name: str, outcomes: dict[str, Future[Outcome]]) -> None:
-    outcome = outcomes[name].result()
-    assert outcome.code == 0, outcome.printed[-5000:] + outcome.found
-    assert outcome.passed >= RUNS[name].least
-    assert "ERROR: AddressSanitizer" not in outcome.found
 
 
 @dataclass(frozen=True)
@@ -222,21 +203,47 @@ FAULTS = {
 }
 
 
-@pytest.mark.parametrize("name", FAULTS)
-def test_faults_are_found(name: str, objects: dict[str, dict[str, Path]], tmp_path: Path) -> None:
-    fault = FAULTS[name]
-    shutil.copytree(SOURCES / "csrc", tmp_path / "csrc")
-    source = tmp_path / "csrc/cuda" / fault.file
+def run_fault(fault: Fault, objects: dict[str, Path], folder: Path) -> Outcome:
+    """The tests of DGFE with the broken kernel among the other `objects`."""
+    shutil.copytree(SOURCES / "csrc", folder / "csrc")
+    source = folder / "csrc/cuda" / fault.file
     text = source.read_text()
     assert text.count(fault.correct) == 1, "the fault no longer fits the kernel"
     source.write_text(text.replace(fault.correct, fault.broken))
-    broken = compile_kernel(source, fault.flags, tmp_path / "broken.o")
-    package = make_package(
-        [broken if name == fault.file else path for name, path in objects[fault.flags].items()],
-        fault.flags,
-        tmp_path / "package",
-    )
+    broken = compile_kernel(source, fault.flags, folder / "broken.o")
+    all_objects = [broken if name == fault.file else path for name, path in objects.items()]
+    package = make_package(all_objects, fault.flags, folder / "package")
     selection = "every_dtype_layout_and_size and dgfe and float32 and contiguous and not cuda"
-    outcome = run_tests(package, fault.flags, "tests/ops/test_reference.py", "-x", "-k", selection)
+    return run_tests(package, fault.flags, "tests/ops/test_reference.py", "-x", "-k", selection)
+
+
+@pytest.fixture(scope="module")
+def outcomes(
+    objects: dict[str, dict[str, Path]], tmp_path_factory: pytest.TempPathFactory, workers: ThreadPoolExecutor
+) -> dict[str, Future[Outcome]]:
+    """All runs and faults, side by side."""
+
+    def start(name: str, run: Run) -> Outcome:
+        package = make_package(list(objects[run.flags].values()), run.flags, tmp_path_factory.mktemp(name))
+        return run_tests(package, run.flags, *run.selection, **run.variables)
+
+    def start_fault(name: str, fault: Fault) -> Outcome:
+        return run_fault(fault, objects[fault.flags], tmp_path_factory.mktemp(name))
+
+    started = {name: workers.submit(start, name, run) for name, run in RUNS.items()}
+    return started | {name: workers.submit(start_fault, name, fault) for name, fault in FAULTS.items()}
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_kernels_pass_the_tests_of_the_ops(name: str, outcomes: dict[str, Future[Outcome]]) -> None:
+    outcome = outcomes[name].result()
+    assert outcome.code == 0, outcome.printed[-5000:] + outcome.found
+    assert outcome.passed >= RUNS[name].least
+    assert "ERROR: AddressSanitizer" not in outcome.found
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_faults_are_found(name: str, outcomes: dict[str, Future[Outcome]]) -> None:
+    outcome = outcomes[name].result()
     assert outcome.code != 0
-    assert fault.sign in outcome.printed + outcome.found, outcome.printed[-3000:] + outcome.found
+    assert FAULTS[name].sign in outcome.printed + outcome.found, outcome.printed[-3000:] + outcome.found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -339,3 +340,19 @@ def test_raw_filter_sizes(kit: Any, device: str) -> None:
     for height, width in ((0, 4), (4, -1), (2**62, 2**62)):
         with pytest.raises(RuntimeError):
             torch.ops.srtod.filtration(difference, threshold, height, width, 0, 2, 9.0)
+
+
+@pytest.mark.parametrize("name", ["difference_map", "reconstruction_difference", "high_frequency_difference_map"])
+def test_images_that_are_not_in_unit_range(name: str) -> None:
+    """Dark pictures too; on the CPU only. What lies beyond 16 bits is no image in another unit."""
+    options = {"cutoff": 0.1} if name.startswith("high") else {}
+    op, image = functools.partial(getattr(ops, name), **options), torch.rand(2, 3, 70, 90)
+    sentence = rf"^{name}: image must lie in \[0, 1\], got values up to [\d.]+; images in 0..255 go to \[0, 1\] by"
+    dark = (20 * image**3).round()
+    for wrong in (255 * image, dark, 65535 * image, (image - 0.45) / 0.225):
+        with pytest.raises(ValueError, match=sentence):
+            op(image, wrong)
+        with ops.use_reference(), pytest.raises(ValueError, match=sentence):
+            op(image, wrong)
+    op(255 * image, 1.0005 * image)  # the reconstruction may be anything
+    op(image, torch.full_like(image, 1e30))
