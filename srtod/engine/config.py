@@ -51,7 +51,7 @@ class ModelConfig:
     anchor_scale: float | Literal["auto"] | None = option(
         2.0,
         "side of a square anchor, in strides (paper: DroneSwarms 2, AI-TOD 4, VisDrone 6); auto: fitted to the "
-        "training set; none: the detector's own; fcos and rfla have no such scale",
+        "training set; none: the detector's own; fcos, rfla and detectors_rfla have no such scale",
         alias="anchors",
         within="positive",
     )
@@ -89,13 +89,16 @@ class ModelConfig:
         within="natural",
     )
     box_loss: Literal["smooth_l1", "l1"] = option(
-        "smooth_l1", "faster_rcnn: loss of its boxes; l1: as the authors of SR-TOD"
+        "smooth_l1", "faster_rcnn and tridentnet: loss of its boxes; l1: as the authors of SR-TOD"
     )
     sac: bool = option(
         True, "detectors: switchable atrous convolution, as its paper; no-sac: as released by the authors of SR-TOD"
     )
     rfla_paper: bool = option(
         False, "rfla: train proposals as its authors' code, such as against anchors shrunk to 0.9; docs/models.md"
+    )
+    scale_aware: bool = option(
+        True, "tridentnet: branches learn objects of their sizes; no-scale-aware: all objects, as the authors of SR-TOD"
     )
     self_reconstruction_options: SelfReconstructionOptions = SelfReconstructionOptions()
 

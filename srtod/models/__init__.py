@@ -5,7 +5,7 @@ from .backbones import BACKBONES, Backbone, build_backbone
 from .boxes import BoxCoder
 from .build import build_detector
 from .detector import Detector
-from .heads import ATSSHead, CascadeHead, FCOSHead, RetinaNetHead, TwoStageHead
+from .heads import ATSSHead, CascadeHead, DyHead, FCOSHead, RetinaNetHead, TridentHead, TwoStageHead
 from .inspection import ImageReconstruction
 from .layers import ASPP, ConvAWS2d, SAConv2d
 from .necks import FPN, RecursiveFeaturePyramid, RetinaFPN
@@ -33,6 +33,7 @@ __all__ = [
     "ConvAWS2d",
     "DetectionTransform",
     "Detector",
+    "DyHead",
     "FCOSAssigner",
     "FCOSHead",
     "HierarchicalAssigner",
@@ -47,6 +48,7 @@ __all__ = [
     "SelfReconstructionOptions",
     "SelfReconstructionOutput",
     "SubpixelHead",
+    "TridentHead",
     "TwoStageHead",
     "build_backbone",
     "build_detector",

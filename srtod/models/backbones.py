@@ -14,11 +14,13 @@ from torchvision.models.resnet import BasicBlock, Bottleneck
 
 from srtod._support.errors import is_out_of_memory
 
-from .layers import ConvAWS2d, SAConv2d
+from .layers import ConvAWS2d, SAConv2d, TridentConv2d
 
 __all__ = ["BACKBONES", "Backbone", "build_backbone"]
 
 NORMS = ("frozen_batch", "batch", "group")
+BRANCHED = 4
+"""The layer, counted from 1, whose maps are C4: the last stage of TridentNet's backbone, which has the branches."""
 
 
 class Backbone(nn.Module):
@@ -30,6 +32,8 @@ class Backbone(nn.Module):
         trainable_layers: how many of the five layers, from the last backwards, are trained; the others are frozen.
         freeze_statistics: whether batch norms keep their running statistics even in training mode.
         output_image: whether the output also carries the input, for necks that look at it again.
+        branches: of the stage of C4, whose convolutions then are `TridentConv2d`. In training the batch must hold every
+            image once a branch, all images of the first branch first (`DetectionTransform` has `copies`).
     """
 
     def __init__(
@@ -39,8 +43,10 @@ class Backbone(nn.Module):
         trainable_layers: int,
         freeze_statistics: bool,
         output_image: bool = False,
+        branches: int = 1,
     ) -> None:
         super().__init__()
+        self.branches = branches
         self.output_image = output_image
         self.layers = nn.ModuleList(layers)
         self.channels = tuple(channels)
@@ -74,9 +80,15 @@ class Backbone(nn.Module):
         if feedback and not (self.accepts_feedback and set(feedback) <= {"c3", "c4", "c5"}):
             raise ValueError(f"feedback goes to a ResNet's stages c3, c4 and c5 only, got {sorted(feedback)}")
         image = x
-        maps = OrderedDict()
+        copies = self.branches if self.training else 1
+        if copies > 1:  # which are alike before they part
+            x = x[: len(x) // copies]
+        maps: OrderedDict[str, Tensor] = OrderedDict()
         for index, layer in enumerate(self.layers, start=1):
             name = f"c{index}"
+            if copies > 1 and index == BRANCHED:
+                x = x.repeat(copies, 1, 1, 1)
+                maps = OrderedDict((shared, value.repeat(copies, 1, 1, 1)) for shared, value in maps.items())
             if name in feedback:
                 first, *others = layer.children()
                 x = _add_in_block(first, x, feedback[name])
@@ -95,10 +107,11 @@ class Backbone(nn.Module):
         super().train(mode)
         for layer in self.layers[: self.frozen_layers]:
             layer.eval()
-        if self.freeze_statistics:
-            for module in self.modules():
-                if isinstance(module, nn.BatchNorm2d):
-                    module.eval()
+        for module in self.modules():
+            if isinstance(module, nn.BatchNorm2d) and self.freeze_statistics:
+                module.eval()
+            elif isinstance(module, TridentConv2d):  # frozen or not: the batch has its branches
+                module.train(mode)
         return self
 
 
@@ -112,6 +125,7 @@ def build_backbone(
     conv_aws: bool = False,
     deformable: bool = True,
     output_image: bool = False,
+    dilations: Sequence[int] = (1,),
 ) -> Backbone:
     """Builds a backbone by name.
 
@@ -130,6 +144,8 @@ def build_backbone(
             as in the authors' code.
         deformable: whether the switchable atrous convolutions are deformable, as in DetectoRS.
         output_image: whether the output also carries the input as "image", as `RecursiveFeaturePyramid` needs it.
+        dilations: one for each branch of the stage of C4, whose 3x3 convolutions become `TridentConv2d` where there are
+            several (TridentNet).
 
     Raises:
         ValueError: if an option is out of its range, or the weights or `sac` and `conv_aws` do not fit the backbone.
@@ -159,8 +175,17 @@ def build_backbone(
     for stage, layer in enumerate(layers):  # the stem is stage 0
         if conv_aws or (sac and stage >= 2):
             _standardize(layer, sac=sac and stage >= 2, deformable=deformable)
+    if len(dilations) > 1:
+        _replace_convs(
+            layers[BRANCHED - 1], lambda conv: TridentConv2d(conv, dilations) if conv.kernel_size == (3, 3) else conv
+        )
     return Backbone(
-        layers, channels, trainable_layers, freeze_statistics=norm == "frozen_batch", output_image=output_image
+        layers,
+        channels,
+        trainable_layers,
+        freeze_statistics=norm == "frozen_batch",
+        output_image=output_image,
+        branches=len(dilations),
     )
 
 
@@ -181,14 +206,21 @@ def _resnet(model: torchvision.models.ResNet) -> tuple[list[nn.Module], list[int
 
 def _standardize(stage: nn.Module, *, sac: bool, deformable: bool) -> None:
     """Replaces a stage's convolutions by `ConvAWS2d`, or the 3x3 ones by `SAConv2d`, keeping their function."""
+
+    def standardized(conv: nn.Conv2d) -> nn.Conv2d:
+        if sac and conv.kernel_size == (3, 3):
+            return SAConv2d.from_conv(conv, deformable=deformable)
+        return ConvAWS2d.from_conv(conv)
+
+    _replace_convs(stage, standardized)
+
+
+def _replace_convs(stage: nn.Module, replacement: Callable[[nn.Conv2d], nn.Conv2d]) -> None:
+    """Puts another convolution in the place of each of a stage."""
     for name, conv in list(stage.named_modules()):
         if isinstance(conv, nn.Conv2d):
-            if sac and conv.kernel_size == (3, 3):
-                layer = SAConv2d.from_conv(conv, deformable=deformable)
-            else:
-                layer = ConvAWS2d.from_conv(conv)
             parent, _, attribute = name.rpartition(".")
-            setattr(stage.get_submodule(parent), attribute, layer)
+            setattr(stage.get_submodule(parent), attribute, replacement(conv))
 
 
 def _add_in_block(block: BasicBlock | Bottleneck, x: Tensor, feedback: Tensor) -> Tensor:

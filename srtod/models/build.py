@@ -44,15 +44,16 @@ def build_detector(
     box_loss: str = "smooth_l1",
     sac: bool = True,
     rfla_paper: bool = False,
+    scale_aware: bool = True,
     **self_reconstruction_options: Any,
 ) -> Detector:
     """Builds a detector, with or without self-reconstruction.
 
     `srtod.models.recipes` has what each is made of.
 
-    Self-reconstruction stands on the finest level of the pyramid. On P3 (RetinaNet, FCOS, ATSS) the reconstruction head
-    has three `Up` blocks instead of two: our own design, as the paper mentions P3 for RetinaNet without giving a
-    structure.
+    Self-reconstruction stands on the finest level of the pyramid. On P3 (RetinaNet, FCOS, ATSS, DyHead) the
+    reconstruction head has three `Up` blocks instead of two: our own design, as the paper mentions P3 for RetinaNet
+    without giving a structure.
 
     Under the same `torch.manual_seed` both start from the same weights in all parts they share and leave the random
     generator in the same state, so that two runs differ in self-reconstruction alone.
@@ -63,16 +64,18 @@ def build_detector(
         self_reconstruction: whether to add `SelfReconstruction` on the finest level of the pyramid.
         backbone, weights, trainable_layers, norm: see `build_backbone`; DetectoRS needs a ResNet.
         channels: channels of the pyramid.
-        anchor_scale: side of a square anchor, in strides; None for the head's default. FCOS and RFLA have no such scale
-            and leave it aside.
+        anchor_scale: side of a square anchor, in strides; None for the head's default. FCOS and the detectors with
+            RFLA's anchors have no such scale and leave it aside.
         detections_per_image, score_threshold, nms_threshold: see the heads.
         min_size, max_size, scale: see `DetectionTransform`.
-        proposals, allowed_border: of the detectors with proposals (Faster R-CNN, Cascade R-CNN, DetectoRS, RFLA): see
+        proposals, allowed_border: of the detectors with proposals (all but RetinaNet, FCOS, ATSS and DyHead): see
             `ProposalNetwork`. The others leave them aside.
-        box_loss: of Faster R-CNN: see `TwoStageHead`.
+        box_loss: of Faster R-CNN and TridentNet: see `TwoStageHead`.
         sac: of DetectoRS: whether its backbones have switchable atrous convolution, as the paper; without it they are
             those of the configuration that SR-TOD's authors released.
-        rfla_paper: of RFLA: whether to train as the code that its authors released, see `rfla_region_proposal_network`.
+        rfla_paper: of RFLA's proposals: whether to train as the code that its authors released, see
+            `rfla_region_proposal_network`.
+        scale_aware: of TridentNet: whether its branches learn objects of different sizes, see `TridentHead`.
         self_reconstruction_options: see `SelfReconstructionOptions`.
 
     Raises:
@@ -85,7 +88,6 @@ def build_detector(
         raise ValueError(f"unknown detector {name!r}; choose one of {', '.join(DETECTORS)}")
     if num_classes < 2:
         raise ValueError(f"num_classes counts the background and must be at least 2, got {num_classes}")
-    transform = DetectionTransform(min_size, max_size, scale=scale)
     parts = RECIPES[name](
         PartOptions(
             num_classes,
@@ -101,8 +103,10 @@ def build_detector(
             box_loss=box_loss,
             sac=sac,
             rfla_paper=rfla_paper,
+            scale_aware=scale_aware,
         )
     )
+    transform = DetectionTransform(min_size, max_size, scale=scale, copies=parts.copies)
     reconstruction = None
     if self_reconstruction:
         with torch.random.fork_rng(devices=[]):  # leaves the generator as the plain detector does

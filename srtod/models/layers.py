@@ -1,5 +1,5 @@
-"""Layers of DetectoRS (Qiao et al., "DetectoRS: Detecting Objects with Recursive Feature Pyramid and Switchable Atrous
-Convolution", CVPR 2021) that torchvision lacks."""
+"""Layers that torchvision lacks: those of DetectoRS (Qiao et al., "DetectoRS: Detecting Objects with Recursive Feature
+Pyramid and Switchable Atrous Convolution", CVPR 2021), and the branches of TridentNet."""
 
 from __future__ import annotations
 
@@ -11,7 +11,27 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.ops import deform_conv2d
 
-__all__ = ["ASPP", "ConvAWS2d", "SAConv2d"]
+__all__ = ["ASPP", "ConvAWS2d", "SAConv2d", "TridentConv2d", "deformable_conv2d"]
+
+
+def deformable_conv2d(
+    x: Tensor,  # [N, C, H, W]
+    offset: Tensor,  # [N, 2 * kernel height * kernel width, H', W'], y before x for each place of the kernel, in cells
+    weight: Tensor,  # [C', C, kernel height, kernel width]
+    bias: Tensor | None = None,  # [C']
+    *,
+    mask: Tensor | None = None,  # [N, kernel height * kernel width, H', W']
+    stride: tuple[int, int] = (1, 1),
+    padding: tuple[int, int] = (0, 0),
+    dilation: tuple[int, int] = (1, 1),
+) -> Tensor:
+    """torchvision's `deform_conv2d` for features in any type: `[N, C', H', W']` in the features' type.
+
+    Its kernels want one type: under autocast that of the weight, which is float32.
+    """
+    type_ = weight.dtype
+    mask = None if mask is None else mask.to(type_)
+    return deform_conv2d(x.to(type_), offset.to(type_), weight, bias, stride, padding, dilation, mask).to(x.dtype)
 
 
 class ConvAWS2d(nn.Conv2d):
@@ -197,9 +217,8 @@ class SAConv2d(ConvAWS2d):
         dilation = (rate * self.dilation[0], rate * self.dilation[1])
         if offset is None:
             return F.conv2d(x, weight, self.bias, self.stride, padding, dilation, self.groups)
-        # torchvision's kernels want one type: under autocast that of the weight, which is float32.
-        input_, offset = x.to(weight.dtype), offset.to(weight.dtype)
-        return deform_conv2d(input_, offset, weight, self.bias, self.stride, padding, dilation).to(x.dtype)
+        stride: tuple[int, int] = self.stride  # type: ignore[assignment]
+        return deformable_conv2d(x, offset, weight, self.bias, stride=stride, padding=padding, dilation=dilation)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         weight = state_dict.get(f"{prefix}weight")
@@ -247,3 +266,47 @@ class ASPP(nn.Module):
         maps = [conv(x).relu() for conv in convolutions]
         context = pooled(x.mean((2, 3), keepdim=True)).relu().expand(-1, -1, *x.shape[-2:])
         return torch.cat([*maps, context], dim=1)
+
+
+class TridentConv2d(nn.Conv2d):
+    """A 3x3 convolution with one weight at several dilations, a branch each (Li et al., "Scale-Aware Trident Networks
+    for Object Detection", ICCV 2019).
+
+    In training the batch holds every image once a branch, all images of the first branch first. In evaluation there is
+    the middle branch alone, the paper's fast approximation.
+
+    Args:
+        conv: the convolution whose weight the branches share; copied.
+        dilations: of the branches.
+
+    Raises:
+        ValueError: if the convolution is not 3x3 with dilation and padding 1.
+    """
+
+    def __init__(self, conv: nn.Conv2d, dilations: Sequence[int]) -> None:
+        if (conv.kernel_size, conv.dilation, conv.padding) != ((3, 3), (1, 1), (1, 1)):
+            raise ValueError(
+                f"TridentConv2d needs a 3x3 convolution with dilation and padding 1, got kernel_size="
+                f"{conv.kernel_size}, dilation={conv.dilation} and padding={conv.padding}"
+            )
+        super().__init__(
+            conv.in_channels,
+            conv.out_channels,
+            3,
+            conv.stride,  # type: ignore[arg-type]
+            padding=1,
+            groups=conv.groups,
+            bias=conv.bias is not None,
+        )
+        self.load_state_dict(conv.state_dict())
+        self.dilations = tuple(dilations)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Maps `[N, in_channels, H, W]` to `[N, out_channels, H', W']`; the size is that of dilation 1."""
+        if not self.training:
+            return self._branch(x, self.dilations[len(self.dilations) // 2])
+        images = x.chunk(len(self.dilations))
+        return torch.cat([self._branch(*branch) for branch in zip(images, self.dilations, strict=True)])
+
+    def _branch(self, x: Tensor, dilation: int) -> Tensor:
+        return F.conv2d(x, self.weight, self.bias, self.stride, dilation, dilation, self.groups)

@@ -15,8 +15,21 @@ from torch import Tensor, nn
 from .anchors import AnchorFit, AnchorLayout, fit_anchor_scale
 from .backbones import Backbone
 from .boxes import receptive_fields
-from .heads import ATSSHead, CascadeHead, FCOSHead, RetinaNetHead, TwoStageHead, rfla_region_proposal_network
+from .heads import (
+    ATSSHead,
+    CascadeHead,
+    CascadeProposalNetwork,
+    DyHead,
+    FCOSHead,
+    RetinaNetHead,
+    TridentHead,
+    TwoStageHead,
+    rfla_region_proposal_network,
+)
+from .heads.cascade_rpn import REGIONS
 from .heads.retinanet import OCTAVE_SCALES
+from .heads.trident import DILATIONS
+from .heads.two_stage import ProposalNetwork
 from .necks import FPN, RecursiveFeaturePyramid, RetinaFPN
 
 __all__ = ["ANCHORS", "DETECTORS", "RECIPES", "PartOptions", "Parts", "fit_detectors"]
@@ -33,7 +46,7 @@ class PartOptions:
         anchors: options of the heads that have anchors with a scale.
         detections: options of every head.
         proposals: options of `ProposalNetwork`.
-        box_loss, sac, rfla_paper: options of one detector alone, see `build_detector`.
+        box_loss, sac, rfla_paper, scale_aware: options of a few detectors, see `build_detector`.
     """
 
     num_classes: int
@@ -45,6 +58,7 @@ class PartOptions:
     box_loss: str
     sac: bool
     rfla_paper: bool
+    scale_aware: bool
 
 
 class Parts(NamedTuple):
@@ -55,12 +69,14 @@ class Parts(NamedTuple):
         neck: maps those to the pyramid.
         head: see `srtod.models.heads`.
         stride: stride of the pyramid's finest level, in pixels.
+        copies: how often the batch holds every image in training, see `DetectionTransform`.
     """
 
     backbone: Backbone
     neck: nn.Module
     head: nn.Module
     stride: int
+    copies: int = 1
 
 
 Recipe = Callable[[PartOptions], Parts]
@@ -127,9 +143,7 @@ def _cascade_rcnn(options: PartOptions) -> Parts:
 
 @recipe("detectors", AnchorLayout(P2_TO_P6))
 def _detectors(options: PartOptions) -> Parts:
-    backbone = options.backbone(conv_aws=True, sac=options.sac, output_image=True)
-    again = options.backbone(conv_aws=True, sac=options.sac)
-    neck = RecursiveFeaturePyramid(again, backbone.channels, options.channels)
+    backbone, neck = _recursive(options)
     head = CascadeHead(
         options.channels, options.num_classes, **options.anchors, **options.detections, **options.proposals
     )
@@ -140,15 +154,7 @@ def _detectors(options: PartOptions) -> Parts:
 def _rfla(options: PartOptions) -> Parts:
     backbone = options.backbone()
     neck = FPN(backbone.channels, options.channels)
-    rpn = rfla_region_proposal_network(
-        options.channels,
-        P2_TO_P6,
-        receptive_fields=receptive_fields(backbone.layers),
-        paper=options.rfla_paper,
-        detections_per_image=options.detections["detections_per_image"],
-        **options.proposals,
-    )
-    head = CascadeHead(options.channels, options.num_classes, rpn=rpn, **options.detections)
+    head = CascadeHead(options.channels, options.num_classes, rpn=_rfla_rpn(backbone, options), **options.detections)
     return Parts(backbone, neck, head, stride=4)
 
 
@@ -165,6 +171,71 @@ def _atss(options: PartOptions) -> Parts:
     neck = RetinaFPN(backbone.channels, options.channels, p6_from="p5")
     head = ATSSHead(options.channels, options.num_classes, **options.anchors, **options.detections)
     return Parts(backbone, neck, head, stride=8)
+
+
+@recipe("tridentnet", AnchorLayout(P2_TO_P6))
+def _tridentnet(options: PartOptions) -> Parts:
+    backbone = options.backbone(dilations=DILATIONS)
+    neck = FPN(backbone.channels, options.channels)
+    head = TridentHead(
+        options.channels,
+        options.num_classes,
+        scale_aware=options.scale_aware,
+        box_loss=options.box_loss,
+        **options.anchors,
+        **options.detections,
+        **options.proposals,
+    )
+    return Parts(backbone, neck, head, stride=4, copies=backbone.branches)
+
+
+@recipe("cascade_rpn", AnchorLayout(P2_TO_P6, ratios=(1.0,)))
+def _cascade_rpn(options: PartOptions) -> Parts:
+    backbone = options.backbone()
+    neck = FPN(backbone.channels, options.channels)
+    rpn = CascadeProposalNetwork(
+        options.channels,
+        P2_TO_P6,
+        detections_per_image=options.detections["detections_per_image"],
+        **options.anchors,
+        **options.proposals,
+    )
+    head = TwoStageHead(options.channels, options.num_classes, rpn=rpn, **options.detections, **REGIONS)
+    return Parts(backbone, neck, head, stride=4)
+
+
+@recipe("dyhead", AnchorLayout(P3_TO_P7, ratios=(1.0,)))
+def _dyhead(options: PartOptions) -> Parts:
+    backbone = options.backbone()
+    neck = RetinaFPN(backbone.channels, options.channels, p6_from="p5")
+    head = DyHead(options.channels, options.num_classes, **options.anchors, **options.detections)
+    return Parts(backbone, neck, head, stride=8)
+
+
+@recipe("detectors_rfla")
+def _detectors_rfla(options: PartOptions) -> Parts:
+    backbone, neck = _recursive(options)
+    head = CascadeHead(options.channels, options.num_classes, rpn=_rfla_rpn(backbone, options), **options.detections)
+    return Parts(backbone, neck, head, stride=4)
+
+
+def _recursive(options: PartOptions) -> tuple[Backbone, nn.Module]:
+    """Backbone and neck of DetectoRS."""
+    backbone = options.backbone(conv_aws=True, sac=options.sac, output_image=True)
+    again = options.backbone(conv_aws=True, sac=options.sac)
+    return backbone, RecursiveFeaturePyramid(again, backbone.channels, options.channels)
+
+
+def _rfla_rpn(backbone: Backbone, options: PartOptions) -> ProposalNetwork:
+    """RFLA's region proposal network on P2-P6 of a backbone."""
+    return rfla_region_proposal_network(
+        options.channels,
+        P2_TO_P6,
+        receptive_fields=receptive_fields(backbone.layers),
+        paper=options.rfla_paper,
+        detections_per_image=options.detections["detections_per_image"],
+        **options.proposals,
+    )
 
 
 DETECTORS = tuple(RECIPES)

@@ -29,6 +29,8 @@ class DetectionTransform(GeneralizedRCNNTransform):
         image_mean: mean of each channel, in [0, 1].
         image_std: standard deviation of each channel, in [0, 1].
         size_divisible: the batch is padded to multiples of this.
+        copies: how often the batch holds every image in training, all images once before any comes again: for
+            backbones with branches.
 
     Raises:
         ValueError: if a size or the scale is not positive, or `scale` is given together with `min_size`.
@@ -43,6 +45,7 @@ class DetectionTransform(GeneralizedRCNNTransform):
         image_mean: Sequence[float] = IMAGENET_MEAN,
         image_std: Sequence[float] = IMAGENET_STD,
         size_divisible: int = 32,
+        copies: int = 1,
     ) -> None:
         sizes = (min_size,) if isinstance(min_size, int) else tuple(min_size or ())
         limit = float("inf") if max_size is None else max_size
@@ -52,6 +55,7 @@ class DetectionTransform(GeneralizedRCNNTransform):
             raise ValueError(f"scale={scale} works on the images' own size; use it with min_size=None, got {min_size}")
         super().__init__(sizes, limit, list(image_mean), list(image_std), size_divisible=size_divisible)
         self.scale = scale
+        self.copies = copies
 
     def forward(
         self, images: Sequence[Tensor], targets: Sequence[dict[str, Tensor]] | None = None
@@ -65,8 +69,10 @@ class DetectionTransform(GeneralizedRCNNTransform):
 
         Returns:
             The normalised batch with the sizes of its images, `image [N, 3, H, W]`: the same batch un-normalised, in
-            [0, 1], and the resized targets, see `resize`. Padding is 0 in both batches.
+            [0, 1], and the resized targets, see `resize`. Padding is 0 in both batches. In training N is the number of
+            images times `copies`.
         """
+        copies = self.copies if self.training else 1
         resized: list[Tensor] = []
         resized_targets: list[dict[str, Tensor]] = []
         for index, image in enumerate(images):
@@ -74,6 +80,7 @@ class DetectionTransform(GeneralizedRCNNTransform):
             resized.append(image)
             if target is not None:
                 resized_targets.append(target)
+        resized, resized_targets = resized * copies, resized_targets * copies
         batch = ImageList(
             self.batch_images([self.normalize(image) for image in resized], self.size_divisible),
             [(image.shape[-2], image.shape[-1]) for image in resized],

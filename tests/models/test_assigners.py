@@ -8,6 +8,7 @@ MaxIoUAssigner 1.7 s and 154 MB, FCOSAssigner 2.6 s and 33 MB. Printed by
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable
 from functools import partial
@@ -19,8 +20,15 @@ from torch import Tensor
 from torchvision.models.detection import _utils as det_utils
 from torchvision.ops import box_iou
 
-from srtod.models.assigners import ATSSAssigner, FCOSAssigner, HierarchicalAssigner, MaxIoUAssigner, blocks
-from srtod.models.boxes import gaussian_kl, scale_boxes
+from srtod.models.assigners import (
+    ATSSAssigner,
+    FCOSAssigner,
+    HierarchicalAssigner,
+    MaxIoUAssigner,
+    RegionAssigner,
+    blocks,
+)
+from srtod.models.boxes import areas, gaussian_kl, scale_boxes
 
 Assigner = Callable[[Tensor, Tensor], Tensor]
 
@@ -200,6 +208,46 @@ def test_rfla_every_tiny_object_gets_its_share() -> None:
     assert (found[found >= 0].bincount(minlength=16) == 4).all()
 
 
+def region_by_loops(gt_boxes: Tensor, priors: Tensor, level_sizes: list[int], strides: list[int]) -> list[int]:
+    """The middle fifth of each object of a square image, in columns and rows, on the level of anchors of 4 strides."""
+    assigned = [-1] * len(priors)
+    for number in sorted(range(len(gt_boxes)), key=lambda n: -areas(gt_boxes)[n].item()):  # the smallest comes last
+        x1, y1, x2, y2 = gt_boxes[number].tolist()
+        octaves = math.log2(math.sqrt((x2 - x1) * (y2 - y1)) / (4 * strides[0]))
+        level = min(max(math.floor(octaves + 0.5), 0), len(strides) - 1)
+        stride, side = strides[level], math.isqrt(level_sizes[level])
+        start = sum(level_sizes[:level])
+        low, high = (
+            [min(max(round((0.6 * a + 0.4 * b) / stride), 0), side - 1) for a, b in pairs]
+            for pairs in (((x1, x2), (y1, y2)), ((x2, x1), (y2, y1)))
+        )
+        for row in range(low[1], high[1] + 1):
+            for column in range(low[0], high[0] + 1):
+                assigned[start + row * side + column] = number
+    return assigned
+
+
+def test_regions_by_loops() -> None:
+    anchors, level_sizes = grid(96, ((16.0, 4), (32.0, 8), (64.0, 16)))
+    priors, level_sizes = anchors[1::3], [size // 3 for size in level_sizes]  # of the three ratios
+    for seed in range(5):
+        gt_boxes = random_boxes(30, seed, extent=95, largest=3 + 30 * seed)
+        found = RegionAssigner((4, 8, 16), anchor_scale=4)(gt_boxes, priors, level_sizes)
+        assert found.tolist() == region_by_loops(gt_boxes, priors, level_sizes, [4, 8, 16])
+    assert (RegionAssigner((4, 8, 16), 4)(torch.zeros(0, 4), priors, level_sizes) == -1).all()
+
+
+def test_regions_by_hand() -> None:
+    """Places at 0, 4, 8 and 12 px, and of the second level at 0 and 8."""
+    anchors, (fine, coarse) = grid(16, ((4.0, 4), (8.0, 8)))
+    assign = partial(RegionAssigner((4, 8), anchor_scale=1), priors=anchors[1::3], level_sizes=[fine // 3, coarse // 3])
+    between, beyond, large = [5.0, 9.0, 6.5, 10.5], [14.0, 0.5, 16.0, 2.5], [0.0, 0.0, 40.0, 16.0]
+    for box, owned in ((between, {9}), (beyond, {3}), (large, {19})):
+        assert set(assign(torch.tensor([box])).eq(0).nonzero().flatten().tolist()) == owned
+    found = assign(torch.tensor([[4.0, 8.0, 7.0, 11.0], between, between]))
+    assert found[9] == 1  # the smallest, and of equals the first
+
+
 @pytest.mark.parametrize("name", [name for name in ASSIGNERS if name != "rfla, paper"])
 def test_order_of_objects_is_of_no_matter(name: str) -> None:
     """Neither for who is positive nor, without ties, for the object."""
@@ -263,6 +311,7 @@ def test_half_precision_is_computed_in_float32(name: str) -> None:
         (lambda: ATSSAssigner(0), "topk must be at least 1, got 0"),
         (lambda: HierarchicalAssigner((0, 1)), "topk must be two numbers"),
         (lambda: HierarchicalAssigner(ratio=0), "ratio must be positive, got 0"),
+        (lambda: RegionAssigner((4, 8), 2, fraction=1.5), "fraction must be from 0 to 1, got 1.5"),
         (lambda: ATSSAssigner()(random_boxes(1, 0), SMALL_GRID), "give level_sizes"),
         (lambda: ATSSAssigner(level_sizes=[3])(random_boxes(1, 0), SMALL_GRID), "level_sizes must add up"),
         (lambda: MaxIoUAssigner()(torch.zeros(4), SMALL_GRID), "gt_boxes must have shape [N, 4], got [4]"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 import re
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor
 
 from srtod.models import ANCHORS, DETECTORS, Detector, SelfReconstructionOptions, build_detector
+from srtod.models.assigners import HierarchicalAssigner
 from srtod.models.heads.anchor_generator import PyramidAnchors
 from srtod.models.layers import SAConv2d
 
@@ -40,8 +42,18 @@ def example() -> tuple[list[Tensor], list[dict[str, Tensor]]]:
 def test_names() -> None:
     """Checkpoints and presets hold the names that were published."""
     published = ["retinanet", "faster_rcnn", "cascade_rcnn", "detectors", "rfla", "fcos", "atss"]
+    published += ["tridentnet", "cascade_rpn", "dyhead", "detectors_rfla"]
     assert [name for name in DETECTORS if name in published] == published
-    with_scale = ["retinanet", "faster_rcnn", "cascade_rcnn", "detectors", "atss"]
+    with_scale = [
+        "retinanet",
+        "faster_rcnn",
+        "cascade_rcnn",
+        "detectors",
+        "atss",
+        "tridentnet",
+        "cascade_rpn",
+        "dyhead",
+    ]
     assert [name for name in published if name in ANCHORS] == with_scale
 
 
@@ -88,7 +100,9 @@ def test_losses_reach_every_parameter(name: str) -> None:
 
 def test_the_default_anchor_scale_is_the_heads() -> None:
     """What a number does is tested with the layouts of the anchors."""
-    for name, scale in {"faster_rcnn": 4, "cascade_rcnn": 4, "detectors": 4, "retinanet": 4, "atss": 8}.items():
+    scales = {"faster_rcnn": 4, "cascade_rcnn": 4, "detectors": 4, "retinanet": 4, "atss": 8}
+    scales |= {"tridentnet": 4, "cascade_rpn": 4, "dyhead": 8}
+    for name, scale in scales.items():
         [generator] = [module for module in shared(name).modules() if isinstance(module, PyramidAnchors)]
         layout = ANCHORS[name]
         assert generator.sizes[0] == pytest.approx([scale * layout.strides[0] * octave for octave in layout.octaves])
@@ -107,7 +121,9 @@ def test_switchable_atrous_convolution_can_be_left_out() -> None:
     assert switchable(build("detectors", sac=False)) == switchable(shared("cascade_rcnn")) == 0
 
 
-@pytest.mark.parametrize("name", ["faster_rcnn", "cascade_rcnn", "detectors", "rfla"])
+@pytest.mark.parametrize(
+    "name", ["faster_rcnn", "cascade_rcnn", "detectors", "rfla", "tridentnet", "cascade_rpn", "detectors_rfla"]
+)
 def test_options_of_the_proposals(name: str) -> None:
     rpn = build(name, detections_per_image=3000).eval().head.rpn
     assert (rpn.post_nms_top_n(), rpn.allowed_border) == (3000, None)  # type: ignore[operator, union-attr]
@@ -115,11 +131,22 @@ def test_options_of_the_proposals(name: str) -> None:
     assert (rpn.post_nms_top_n(), rpn.allowed_border) == (1500, 4)  # type: ignore[operator, union-attr]
 
 
+def test_detectors_rfla_has_the_parts_of_both() -> None:
+    detector = build("detectors_rfla", backbone="resnet50", channels=16)
+    assert any(isinstance(module, SAConv2d) for module in detector.backbone.modules())
+    generator = detector.head.rpn.anchor_generator  # type: ignore[union-attr]
+    assert [size for (size,) in generator.sizes] == [field / 2 for field in (35, 91, 267, 427, 555)]
+    assert isinstance(detector.head.rpn.assigner, HierarchicalAssigner)  # type: ignore[union-attr]
+
+
 def test_options_of_one_detector_alone() -> None:
     assert build("rfla", rfla_paper=True).head.rpn.allowed_border == 0  # type: ignore[union-attr]
     assert build("rfla", rfla_paper=True, allowed_border=4).head.rpn.allowed_border == 4  # type: ignore[union-attr]
-    head = build("faster_rcnn", box_loss="l1").head
-    assert head.rpn.beta == head.roi_heads.beta == 0  # type: ignore[union-attr]
+    for name in ("faster_rcnn", "tridentnet"):
+        head = build(name, box_loss="l1").head
+        assert head.rpn.beta == head.roi_heads.beta == 0  # type: ignore[union-attr]
+    assert len(set(build("tridentnet").head.valid_ranges)) == 3  # type: ignore[union-attr, arg-type]
+    assert set(build("tridentnet", scale_aware=False).head.valid_ranges) == {(0, math.inf)}  # type: ignore[union-attr, arg-type]
     for name in DETECTORS:  # the others leave them aside
         build(
             name, box_loss="l1", sac=False, rfla_paper=True, proposals=50, allowed_border=0, self_reconstruction=False

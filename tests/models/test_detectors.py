@@ -23,8 +23,11 @@ BFLOAT16_SIZE = 128
 EMPTY = {"boxes": torch.zeros(0, 4), "labels": torch.zeros(0, dtype=torch.int64)}
 NUMBERS_OF_OBJECTS = [(1, 500), (0, 1), (0, 0)]
 """In the two images of a batch."""
-ANCHOR_SCALES = {"retinanet": 2.0, "atss": 4.0}
+ANCHOR_SCALES = {"retinanet": 2.0, "atss": 4.0, "dyhead": 4.0}
 """Where the default's anchors, made for strides from 8, are much larger than the squares below."""
+
+SLOW = ("cascade_rcnn", "detectors", "rfla", "tridentnet", "cascade_rpn", "dyhead", "detectors_rfla")
+"""What takes long to learn two images by heart."""
 
 every_detector = pytest.mark.parametrize("name", DETECTORS)
 on_p2_and_p3 = pytest.mark.parametrize("name", ["faster_rcnn", "retinanet"])
@@ -138,10 +141,7 @@ def step(
 
 @pytest.mark.parametrize(
     "name",
-    [
-        pytest.param(name, marks=[pytest.mark.slow] * (name in ("cascade_rcnn", "detectors", "rfla")))
-        for name in DETECTORS
-    ],
+    [pytest.param(name, marks=[pytest.mark.slow] * (name in SLOW)) for name in DETECTORS],
 )
 def test_two_images_are_learned_by_heart(name: str, device: torch.device) -> None:
     """The loss falls to a tenth and AP50 passes 0.9; a detector that is wrong in any part stays below one of them."""
@@ -309,7 +309,7 @@ class Features(nn.Module):
 @pytest.mark.parametrize(
     ("name", "sides"),
     [
-        *((name, (64, 64)) for name in ("retinanet", "faster_rcnn", "detectors", "fcos")),  # the necks that there are
+        *((name, (64, 64)) for name in ("retinanet", "faster_rcnn", "detectors", "fcos", "tridentnet")),  # the necks
         ("faster_rcnn", (50, 40)),  # a neck sees no padding
     ],
 )
@@ -319,7 +319,7 @@ def test_compiles_without_a_graph_break(name: str, sides: tuple[int, int]) -> No
     part = Features(detector)
     compiled = torch.compile(part, fullgraph=True, backend="eager")
     batch, pixels, _ = detector.transform([torch.rand(3, 64, 64), torch.rand(3, *sides)])
-    assert batch.image_sizes == [(64, 64), sides]
+    assert batch.image_sizes == [(64, 64), sides] * detector.transform.copies
     expected, expected_loss = part(batch.tensors, pixels, batch.image_sizes)
     features, loss = compiled(batch.tensors, pixels, batch.image_sizes)
     for ours, theirs in zip(features, expected, strict=True):

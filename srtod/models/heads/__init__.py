@@ -17,16 +17,22 @@ equally many, as they do unless images have too few, the gradients are so only i
 
 from .atss import ATSSHead
 from .cascade import CascadeHead
+from .cascade_rpn import CascadeProposalNetwork
+from .dyhead import DyHead
 from .fcos import FCOSHead
 from .retinanet import RetinaNetHead
 from .rfla import rfla_region_proposal_network
+from .trident import TridentHead
 from .two_stage import TwoStageHead
 
 __all__ = [
     "ATSSHead",
     "CascadeHead",
+    "CascadeProposalNetwork",
+    "DyHead",
     "FCOSHead",
     "RetinaNetHead",
+    "TridentHead",
     "TwoStageHead",
     "rfla_region_proposal_network",
 ]

@@ -33,6 +33,7 @@ class ATSSHead(DenseHead):
         strides: stride of each level, in pixels (P3 to P7).
         topk: how many anchors of each level, the closest to an object's centre, are its candidates.
         box_loss_weight: factor on the box loss; the authors' implementation has 2.
+        tower_depth: see `DenseHead`.
         detections_per_image: the most detections an image.
         score_threshold: detections must score above this.
         nms_threshold: IoU above which the lower-scoring of two detections of a class is dropped (paper: 0.6).
@@ -47,6 +48,7 @@ class ATSSHead(DenseHead):
         strides: Sequence[int] = (8, 16, 32, 64, 128),
         topk: int = 9,
         box_loss_weight: float = 2.0,
+        tower_depth: int = 4,
         detections_per_image: int = 100,
         score_threshold: float = 0.05,
         nms_threshold: float = 0.5,
@@ -59,6 +61,7 @@ class ATSSHead(DenseHead):
             centerness=True,
             scale_levels=True,
             group_norm=True,
+            tower_depth=tower_depth,
             detections_per_image=detections_per_image,
             score_threshold=score_threshold,
             nms_threshold=nms_threshold,

@@ -24,7 +24,7 @@ from torchvision.ops.misc import Conv2dNormActivation
 from ..assigners import IGNORED, without_negatives_inside
 from .anchor_generator import PyramidAnchors
 
-__all__ = ["DenseHead", "LevelPredictions", "centerness_targets", "conv_tower"]
+__all__ = ["DenseHead", "LevelPredictions", "centerness_targets", "conv_tower", "make_group_norm"]
 
 PRIOR_PROBABILITY = 0.01  # of an object at a location before training (Lin et al. 2017, section 4.1)
 
@@ -62,6 +62,7 @@ class DenseHead(nn.Module, ABC):
             `sqrt(probability * centerness)`.
         scale_levels: whether every level has a learnt factor on its regression, 1 at the start.
         group_norm: whether the towers normalise in groups; they have biases otherwise.
+        tower_depth: convolutions of a tower; may be 0.
         detections_per_image: the most detections an image.
         score_threshold: detections must score above this.
         nms_threshold: IoU above which the lower-scoring of two detections of a class is dropped.
@@ -78,6 +79,7 @@ class DenseHead(nn.Module, ABC):
         centerness: bool = False,
         scale_levels: bool = False,
         group_norm: bool = False,
+        tower_depth: int = 4,
         detections_per_image: int = 100,
         score_threshold: float = 0.05,
         nms_threshold: float = 0.5,
@@ -92,8 +94,8 @@ class DenseHead(nn.Module, ABC):
         self.score_threshold = score_threshold
         self.nms_threshold = nms_threshold
         priors_per_location = anchors.num_anchors_per_location()[0]
-        self.class_tower = conv_tower(channels, group_norm=group_norm)
-        self.box_tower = conv_tower(channels, group_norm=group_norm)
+        self.class_tower = conv_tower(channels, tower_depth, group_norm=group_norm)
+        self.box_tower = conv_tower(channels, tower_depth, group_norm=group_norm)
         self.classifier = nn.Conv2d(channels, priors_per_location * self.num_logits, 3, padding=1)
         self.regressor = nn.Conv2d(channels, priors_per_location * 4, 3, padding=1)
         self.centerness = nn.Conv2d(channels, priors_per_location, 3, padding=1) if centerness else None
@@ -262,16 +264,17 @@ class DenseHead(nn.Module, ABC):
 
 
 def conv_tower(channels: int, depth: int = 4, *, group_norm: bool = False) -> nn.Sequential:
-    """`depth` times a 3x3 convolution and ReLU, `[N, C, h, w]` to the same; 32 groups where C allows it.
+    """`depth` times a 3x3 convolution and ReLU, `[N, C, h, w]` to the same; 32 groups where C allows it."""
+    norm_layer = make_group_norm if group_norm else None
+    return nn.Sequential(*(Conv2dNormActivation(channels, channels, norm_layer=norm_layer) for _ in range(depth)))
+
+
+def make_group_norm(channels: int, groups: int = 32) -> nn.GroupNorm:
+    """Group norm with so many groups where the channels allow it.
 
     A group has two channels at least: one channel of a map of one pixel has no variance.
     """
-
-    def norm(width: int) -> nn.Module:
-        return nn.GroupNorm(math.gcd(32, width // 2), width)
-
-    norm_layer = norm if group_norm else None
-    return nn.Sequential(*(Conv2dNormActivation(channels, channels, norm_layer=norm_layer) for _ in range(depth)))
+    return nn.GroupNorm(math.gcd(groups, channels // 2), channels)
 
 
 def centerness_targets(boxes: Tensor, priors: Tensor) -> Tensor:

@@ -23,13 +23,17 @@ class RoIHeads(roi_heads.RoIHeads):
     Args:
         fg_iou_thresh: IoU from which a region belongs to an object; all others are background.
         beta: where the box loss turns from quadratic to linear (SmoothL1); 0 for L1.
+        classifier_weight: factor on the classification loss.
         options: see `torchvision.models.detection.roi_heads.RoIHeads`.
     """
 
-    def __init__(self, *, fg_iou_thresh: float, beta: float = 1 / 9, **options: Any) -> None:
+    def __init__(
+        self, *, fg_iou_thresh: float, beta: float = 1 / 9, classifier_weight: float = 1.0, **options: Any
+    ) -> None:
         super().__init__(fg_iou_thresh=fg_iou_thresh, bg_iou_thresh=fg_iou_thresh, **options)
         self.assigner = MaxIoUAssigner(fg_iou_thresh, fg_iou_thresh, low_quality=False)
         self.beta = beta
+        self.classifier_weight = classifier_weight
 
     def forward(
         self,
@@ -59,7 +63,8 @@ class RoIHeads(roi_heads.RoIHeads):
     ) -> tuple[Tensor, Tensor]:
         """Cross-entropy, and SmoothL1 summed over positives; both divided by the number of samples; 0 for none.
 
-        torchvision's losses, but for `beta`, and for 0 where there are no samples, which to torchvision is 0 / 0.
+        torchvision's losses, but for `beta` and `classifier_weight`, and for 0 where there are no samples, which to
+        torchvision is 0 / 0.
         """
         classes = torch.cat(labels)
         samples = max(1, len(classes))
@@ -68,7 +73,7 @@ class RoIHeads(roi_heads.RoIHeads):
         own = boxes[positive, classes[positive] if boxes.shape[1] > 1 else 0]
         classifier_loss = F.cross_entropy(logits, classes, reduction="sum")
         box_loss = F.smooth_l1_loss(own, torch.cat(offsets)[positive], beta=self.beta, reduction="sum")
-        return classifier_loss / samples, box_loss / samples
+        return self.classifier_weight * classifier_loss / samples, box_loss / samples
 
     def select_training_samples(
         self,

@@ -37,6 +37,9 @@ class TwoStageHead(nn.Module):
         box_loss: of proposals and of regions: "smooth_l1" (beta 1/9, torchvision's) or "l1" (that of SR-TOD's authors).
         proposals: how many proposals an image, see `ProposalNetwork`.
         allowed_border: which anchors are trained, see `ProposalNetwork`.
+        rpn: a region proposal network in place of the default one. It leaves `anchor_scale`, `proposals` and
+            `allowed_border` without effect.
+        regions: options of `RoIHeads` that take the place of the values above.
 
     Raises:
         ValueError: if the box loss is unknown, or another option out of its range.
@@ -55,31 +58,38 @@ class TwoStageHead(nn.Module):
         box_loss: str = "smooth_l1",
         proposals: int | None = None,
         allowed_border: float | None = None,
+        rpn: ProposalNetwork | None = None,
+        **regions: Any,
     ) -> None:
         super().__init__()
         if box_loss not in BETAS:
             raise ValueError(f"unknown box_loss {box_loss!r}; choose one of {', '.join(BETAS)}")
-        self.rpn = region_proposal_network(
-            channels,
-            strides,
-            anchor_scale,
-            detections_per_image=detections_per_image,
-            proposals=proposals,
-            allowed_border=allowed_border,
-            beta=BETAS[box_loss],
-        )
+        if rpn is None:
+            rpn = region_proposal_network(
+                channels,
+                strides,
+                anchor_scale,
+                detections_per_image=detections_per_image,
+                proposals=proposals,
+                allowed_border=allowed_border,
+                beta=BETAS[box_loss],
+            )
+        self.rpn = rpn
+        options: dict[str, Any] = {
+            "fg_iou_thresh": 0.5,
+            "beta": BETAS[box_loss],
+            "batch_size_per_image": 512,
+            "positive_fraction": 0.25,
+            "bbox_reg_weights": None,  # torchvision's: standard deviations of .1, .1, .2, .2
+        }
         self.roi_heads = RoIHeads(
             box_roi_pool=PyramidRoIAlign(strides[:-1], output_size=7),
             box_head=TwoMLPHead(channels * 7 * 7, 1024),
             box_predictor=FastRCNNPredictor(1024, num_classes),
-            fg_iou_thresh=0.5,
-            beta=BETAS[box_loss],
-            batch_size_per_image=512,
-            positive_fraction=0.25,
-            bbox_reg_weights=None,
             score_thresh=score_threshold,
             nms_thresh=nms_threshold,
             detections_per_img=detections_per_image,
+            **options | regions,
         )
         self.roi_heads.box_predictor.register_forward_hook(float32_outputs)
 
@@ -155,10 +165,14 @@ class ProposalNetwork(RegionProposalNetwork):
     ) -> tuple[list[Tensor], dict[str, Tensor]]:
         """torchvision's; the targets carry the sizes of their images to the assignment."""
         if targets is not None:
-            sizes = [torch.tensor(size) for size in images.image_sizes]
-            targets = [target | {"size": size} for target, size in zip(targets, sizes, strict=True)]
+            targets = self.with_sizes(targets, images)
         outputs: tuple[list[Tensor], dict[str, Tensor]] = super().forward(images, features, targets)
         return outputs
+
+    def with_sizes(self, targets: list[dict[str, Tensor]], images: ImageList) -> list[dict[str, Tensor]]:
+        """The targets with `size` `[2]`, height and width of their image."""
+        sizes = [torch.tensor(size) for size in images.image_sizes]
+        return [target | {"size": size} for target, size in zip(targets, sizes, strict=True)]
 
     def assign_targets_to_anchors(
         self, anchors: list[Tensor], targets: list[dict[str, Tensor]]
@@ -206,7 +220,7 @@ class ProposalNetwork(RegionProposalNetwork):
         labels: list[Tensor],  # [A] each
         regression_targets: list[Tensor],  # [A, 4] each
     ) -> tuple[Tensor, Tensor]:
-        """Binary cross-entropy, and SmoothL1 summed over positives; both divided by the number of samples; 0 for none.
+        """Binary cross-entropy, and `box_loss` of the positives; both divided by the number of samples; 0 for none.
 
         torchvision's losses, but for `beta`, and for 0 where all anchors are ignored, which to torchvision is 0 / 0.
         """
@@ -216,10 +230,12 @@ class ProposalNetwork(RegionProposalNetwork):
         objectness_loss = F.binary_cross_entropy_with_logits(
             objectness.flatten()[sampled], torch.cat(labels)[sampled], reduction="sum"
         )
-        box_loss = F.smooth_l1_loss(
-            pred_bbox_deltas[positive], torch.cat(regression_targets)[positive], beta=self.beta, reduction="sum"
-        )
+        box_loss = self.box_loss(pred_bbox_deltas[positive], torch.cat(regression_targets)[positive])
         return objectness_loss / samples, box_loss / samples
+
+    def box_loss(self, predicted: Tensor, aims: Tensor) -> Tensor:
+        """Of predicted offsets `[K, 4]` and those of the objects `[K, 4]`: SmoothL1, summed."""
+        return F.smooth_l1_loss(predicted, aims, beta=self.beta, reduction="sum")
 
 
 def region_proposal_network(
