@@ -236,8 +236,8 @@ def _read_last(path: Path) -> dict[str, Any]:
         state = content["callbacks"]["Checkpoints"]
         state["finished"], state["data"]
         for name, kind in NEEDED.items():
-            if not isinstance(content[name], kind):
-                raise TypeError(name)
+            if not isinstance(content.get(name), kind):
+                raise KeyError(name)
     except (KeyError, TypeError) as error:
         written = content[DESCRIPTION]["version"]
         cure = "" if written == __version__ else f"install srtod {written} to go on with it, or "
