@@ -72,7 +72,9 @@ def main() -> None:
             results[way] += coco_results(found, entry["id"], data.category_ids)
     for way in ways:
         metrics = evaluate_detections(truth, results[way])
-        print(f"{way:7} AP {100 * metrics['AP']:5.1f}  AP50 {100 * metrics['AP50']:5.1f}  {len(results[way])} detections")
+        print(
+            f"{way:7} AP {100 * metrics['AP']:5.1f}  AP50 {100 * metrics['AP50']:5.1f}  {len(results[way])} detections"
+        )
     ratio = statistics.median(a / b for a, b in zip(seconds["SAHI"], seconds["sliced"], strict=True))
     print(f"SAHI takes {ratio:.2f} times as long as this library's slicing")
 

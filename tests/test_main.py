@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import ast
+import errno
 import importlib
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -96,6 +98,40 @@ def test_help_and_errors_name_the_command_as_it_was_called(
             assert printed.out.startswith(f"usage: {program} [") == (status == 0)
             assert printed.err.startswith(f"{program}: error: ") == (status == 2)
             assert printed.err.count("\n") == status // 2
+
+
+@pytest.mark.parametrize("arguments", [["srtod.info"], ["srtod", "info"], ["srtod", "--help"]], ids=" ".join)
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_a_reader_that_leaves_ends_a_command_quietly(arguments: list[str], unbuffered: str) -> None:
+    environment = {**os.environ, "PYTHONPATH": str(PACKAGE.parent), "PYTHONUNBUFFERED": unbuffered}
+    read, write = os.pipe()
+    os.close(read)
+    done = subprocess.run(
+        [sys.executable, "-m", *arguments], check=False, stdout=write, stderr=subprocess.PIPE, env=environment
+    )
+    os.close(write)
+    assert (done.returncode, done.stderr) == (128 + signal.SIGPIPE, b"")
+
+
+def test_another_broken_pipe_is_told(capfd: pytest.CaptureFixture[str]) -> None:
+    def main() -> None:
+        raise BrokenPipeError(errno.EPIPE, "Broken pipe")
+
+    with pytest.raises(SystemExit, match="2"):
+        run(main)
+    assert capfd.readouterr().err == "error: Broken pipe\n"
+
+
+def test_output_to_a_full_disk_is_an_error() -> None:
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "srtod", "--version"],
+            check=False,
+            stdout=full,
+            stderr=subprocess.PIPE,
+            env={**os.environ, "PYTHONPATH": str(PACKAGE.parent)},
+        )
+    assert (done.returncode, done.stderr) == (2, b"error: No space left on device\n")
 
 
 def test_both_ways_to_run_a_command_do_the_same(tmp_path: Path) -> None:

@@ -185,6 +185,14 @@ def test_bad_images_stop_it_or_are_counted(
     assert not (tmp_path / "none").exists()
 
 
+def test_a_pipe_in_place_of_an_image_is_refused_and_not_waited_for(
+    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    os.mkfifo(tmp_path / "a.png")
+    assert call(checkpoint, tmp_path / "a.png", tmp_path / "out", "--device", "cpu") == 2
+    assert "a.png is a pipe, a socket or a device; pass a regular file" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import io
+import os
+import select
+import signal
 import sys
 from collections.abc import Callable
+from typing import TextIO
 
 __all__ = ["run"]
 
@@ -13,17 +17,25 @@ def run(main: Callable[[], None]) -> None:
     """Runs a command line.
 
     Bad input ends it with one sentence and exit status 2; so does a dependency that is not installed. Ctrl-C ends it
-    with status 130.
+    with status 130. It ends quietly, with the status of other Unix tools, where nobody reads its output any more, as in
+    `srtod info | head -1`.
     """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="surrogateescape")  # names of files that are no UTF-8 come out as they are
     try:
-        main()
+        try:
+            main()
+        finally:
+            sys.stdout.flush()  # at the interpreter's exit it would be too late to catch the error
     except KeyboardInterrupt as error:
         print(str(error) or "interrupted", file=sys.stderr)
         raise SystemExit(130) from None
     except (ValueError, TypeError, OSError) as error:
+        unread = isinstance(error, BrokenPipeError) and _is_unread(sys.stdout)
+        _drop_unwritten(sys.stdout)
+        if unread:
+            raise SystemExit(128 + signal.SIGPIPE) from None
         print(f"error: {_sentence(error)}", file=sys.stderr)
         raise SystemExit(2) from None
     except ModuleNotFoundError as error:
@@ -35,6 +47,21 @@ def run(main: Callable[[], None]) -> None:
             file=sys.stderr,
         )
         raise SystemExit(2) from None
+
+
+def _is_unread(stream: TextIO) -> bool:
+    """Whether a stream is a pipe whose other end is closed; errors of other pipes are to be told."""
+    poll = select.poll()
+    poll.register(stream.fileno(), 0)
+    return any(event & select.POLLERR for _, event in poll.poll(0))
+
+
+def _drop_unwritten(stream: TextIO) -> None:
+    """Empties a stream that can no longer be written to, over which the interpreter's exit would stumble."""
+    try:
+        stream.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def _is_dependency(module: str | None) -> bool:

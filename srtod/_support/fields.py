@@ -14,6 +14,7 @@ __all__ = [
     "Group",
     "Kind",
     "build",
+    "check_named",
     "check_ranges",
     "check_values",
     "flat",
@@ -22,6 +23,7 @@ __all__ = [
     "number",
     "option",
     "read_value",
+    "redeclared",
 ]
 
 Config = TypeVar("Config")
@@ -51,13 +53,24 @@ def option(
     return dataclasses.field(default=default, metadata={"doc": doc, "alias": alias, "within": within, "near": near})
 
 
+def redeclared(config: type, name: str, default: Any = dataclasses.MISSING) -> Any:
+    """A field of a dataclass for one that inherits from it: the same option, of another type or with another default.
+
+    Args:
+        config: the dataclass that declares it.
+        name: the field.
+        default: its default there; left out, the same.
+    """
+    field = next(field for field in dataclasses.fields(config) if field.name == name)
+    return dataclasses.field(
+        default=field.default if default is dataclasses.MISSING else default, metadata=field.metadata
+    )
+
+
 def check_ranges(config: Any) -> None:
     """Raises a ValueError for the first field of a dataclass with a number out of its range."""
     for field in dataclasses.fields(config):
-        within, value = field.metadata.get("within"), getattr(config, field.name)
-        for part in value if isinstance(value, tuple) else (value,):
-            if within is not None and isinstance(part, int | float) and not _is_within(part, within):
-                raise ValueError(f"{field.name} must {DEMANDS[within]}, got {value}")
+        _check_range(field, getattr(config, field.name))
 
 
 def check_values(config: Any) -> None:
@@ -65,16 +78,30 @@ def check_values(config: Any) -> None:
 
     For options that come as keywords of a function; those of a command line or a file are read by their kind.
     """
-    hints = get_type_hints(type(config))
+    check_named(type(config), {field.name: getattr(config, field.name) for field in dataclasses.fields(config)})
+
+
+def check_named(config: type, values: Mapping[str, Any]) -> None:
+    """As `check_values`, for values of some of the fields; names that the dataclass does not have are ignored."""
+    hints = get_type_hints(config)
     for field in dataclasses.fields(config):
-        kind, value = Kind.of(hints[field.name]), getattr(config, field.name)
+        if field.name not in values:
+            continue
+        kind, value = Kind.of(hints[field.name]), values[field.name]
         try:
             if isinstance(value, str) and kind.base is not str and value not in kind.words:
                 raise ValueError(f"must be {kind}, got {value!r}")
             read_value(kind, value)
         except ValueError as error:
             raise ValueError(f"{field.name} {error}") from None
-    check_ranges(config)
+        _check_range(field, value)
+
+
+def _check_range(field: dataclasses.Field[Any], value: Any) -> None:
+    within = field.metadata.get("within")
+    for part in value if isinstance(value, list | tuple) else (value,):
+        if within is not None and isinstance(part, int | float) and not _is_within(part, within):
+            raise ValueError(f"{field.name} must {DEMANDS[within]}, got {value}")
 
 
 def _is_within(number: float, within: Range) -> bool:

@@ -3,26 +3,51 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import ExifTags, Image, ImageFile, ImageOps
+from PIL import ExifTags, Image, ImageFile
 from PIL.TiffImagePlugin import TiffImageFile
 from torch import Tensor
 
-__all__ = ["SUFFIXES", "ImageError", "decode_picture", "image_size", "list_images", "read_image"]
+from srtod._support.errors import first_line, is_out_of_memory
+from srtod._support.reading import require_regular_file
+
+__all__ = [
+    "FORMATS",
+    "SUFFIXES",
+    "ImageError",
+    "decode_picture",
+    "decoding",
+    "image_size",
+    "list_images",
+    "read_image",
+]
+
+FORMATS = ("BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
+"""The formats that are decoded, whatever a file's suffix says: Pillow knows more, and starts Ghostscript for EPS."""
 
 SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
 """Suffixes of image files, in lower case; files are taken by them in any case."""
 
-_TURNED = (5, 6, 7, 8)  # EXIF orientations that exchange width and height
+UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""What brings an image of each EXIF orientation upright; those from 5 on exchange width and height."""
 
 
 class ImageError(ValueError):
-    """An image file that cannot be decoded."""
+    """An image that cannot be decoded."""
 
 
 def read_image(path: str | os.PathLike[str]) -> Tensor:
@@ -30,7 +55,8 @@ def read_image(path: str | os.PathLike[str]) -> Tensor:
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ImageError: if the file is not an image, is truncated, or holds values without a known range (32-bit, float).
+        ImageError: if the file is no image of one of `FORMATS`, is damaged, has no pixels or more than Pillow's limit
+            of 178,956,970 (twice `PIL.Image.MAX_IMAGE_PIXELS`), or holds values without a known range (32-bit, float).
     """
     with _opened(path) as picture:
         # Otherwise Pillow maps what it can into memory, and a grey TIFF with an orientation comes out torn.
@@ -47,9 +73,14 @@ def decode_picture(picture: Image.Image) -> Tensor:
     every viewer does. Pillow decodes, because torchvision needs it anyway and its modes tell all of these apart.
 
     Raises:
-        ValueError: if the pixels have no known range (32-bit, float).
+        ValueError: if there are no pixels, or they have no known range (32-bit, float). A damaged file that Pillow has
+            only opened so far ends in an error of its decoder, see `decoding`.
     """
-    picture = ImageOps.exif_transpose(picture)
+    picture.load()
+    if (method := UPRIGHT.get(_orientation(picture.getexif))) is not None:
+        picture = picture.transpose(method)
+    if 0 in picture.size:
+        raise ValueError("it has no pixels")
     if picture.mode == "F":
         raise ValueError("floating-point pixels have no known range")
     if not picture.mode.startswith("I"):
@@ -70,7 +101,7 @@ def image_size(path: str | os.PathLike[str]) -> tuple[int, int]:
     """
     with _opened(path) as file:
         # Not file.getexif(): for PNG that decodes the pixels, to find what may stand behind them.
-        turned = Image.Image.getexif(file).get(ExifTags.Base.Orientation) in _TURNED
+        turned = _orientation(partial(Image.Image.getexif, file)) >= 5
         width, height = file.size
         if isinstance(file, TiffImageFile):  # of which Pillow gives the size as turned
             width, height = (int(file.tag_v2[tag]) for tag in (ExifTags.Base.ImageWidth, ExifTags.Base.ImageLength))
@@ -87,13 +118,44 @@ def list_images(folder: str | os.PathLike[str]) -> list[Path]:
     )
 
 
+def _orientation(read_exif: Callable[[], Image.Exif]) -> int:
+    """The EXIF orientation, from 1 to 8; 1 where there is none, or where damage hides it: the pixels are still good.
+
+    Pillow's `exif_transpose` also writes all EXIF anew, and fails at any tag of a wrong type.
+    """
+    try:
+        value = read_exif().get(ExifTags.Base.Orientation)
+        return int(value) if value in UPRIGHT else 1
+    except Exception:  # where bytes are wrong, Pillow stumbles over them in any way
+        return 1
+
+
+@contextmanager
+def decoding(name: object, cure: str = "replace it or save it as 8-bit PNG") -> Iterator[None]:
+    """Turns whatever Pillow and its decoders raise inside into an `ImageError`, except that memory ran out.
+
+    Args:
+        name: what the message calls the image.
+        cure: what to do about it.
+    """
+    try:
+        yield
+    except Exception as error:  # decoders stumble over wrong bytes in any way
+        if is_out_of_memory(error):
+            raise
+        if isinstance(error, Image.DecompressionBombError):
+            cure = "cut it into smaller images"
+        raise ImageError(f"{name} cannot be read as an image ({first_line(error)}); {cure}") from error
+
+
 @contextmanager
 def _opened(path: str | os.PathLike[str]) -> Iterator[ImageFile.ImageFile]:
-    """An image file, with an error that names it where it cannot be opened or read inside."""
+    """An image file of one of `FORMATS`, with an error that names it where it cannot be opened or read inside."""
     try:
-        with Image.open(path) as file:
-            yield file
+        require_regular_file(path)
     except FileNotFoundError:
         raise FileNotFoundError(f"the image {path} does not exist") from None
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # Pillow raises all four
-        raise ImageError(f"{path} cannot be read as an image ({error}); replace it or save it as 8-bit PNG") from error
+    except ValueError as error:
+        raise ImageError(str(error)) from error
+    with decoding(path), Image.open(path, formats=FORMATS) as file:
+        yield file

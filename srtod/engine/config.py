@@ -7,103 +7,29 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from srtod._support.fields import build, check_ranges, flat, option
+from srtod._support.fields import build, check_ranges, flat, option, redeclared
 from srtod.data.layouts import layout_names
 from srtod.data.swarm import KINDS, MIN_SIDE
-from srtod.models import ANCHORS, DETECTORS
+from srtod.models import ANCHORS
 from srtod.models.backbones import default_trainable_layers
+from srtod.models.options import DetectorOptions
 from srtod.models.reconstruction import SelfReconstructionOptions
 
 __all__ = ["DataConfig", "ModelConfig", "TrainConfig"]
 
 
 @dataclass(frozen=True)
-class ModelConfig:
+class ModelConfig(DetectorOptions):
     """The detector.
 
     Raises:
-        ValueError: if a value is out of its range.
+        ValueError: if a value is of another type or out of its range.
     """
 
-    detector: Literal[DETECTORS] = option(  # type: ignore[valid-type]  # type checkers cannot read the tuple
-        "faster_rcnn", "what the detector is; docs/models.md describes each", near=("model",)
-    )
-    self_reconstruction: bool = option(True, "reconstruct the image and enhance P2 where that fails (SR-TOD)")
-    backbone: Literal["mobilenet_v2", "resnet18", "resnet34", "resnet50", "resnet101", "resnet152"] = option(
-        "mobilenet_v2", "torchvision's classifier that the features come from"
-    )
-    weights: str | None = option(
-        None, "torchvision's name of the backbone's weights (DEFAULT), or a file; none: random", near=("pretrained",)
-    )
-    trainable_layers: int | None = option(
-        None,
-        "how many of the backbone's 5 layers train, from the last backwards; none: 3 with weights, else 5",
-        within="natural",
-        near=("freeze",),
-    )
-    norm: Literal["frozen_batch", "batch", "group"] | None = option(
-        None,
-        "the backbone's normalisation; none: frozen_batch with weights, else group, which suits batches of few images",
-    )
-    channels: int = option(
-        64, "channels of the feature pyramid; the paper has 256, at 16 times the cost", within="positive"
-    )
-    anchor_scale: float | Literal["auto"] | None = option(
-        2.0,
-        "side of a square anchor, in strides (paper: DroneSwarms 2, AI-TOD 4, VisDrone 6); auto: fitted to the "
-        "training set; none: the detector's own; fcos, rfla and detectors_rfla have no such scale",
-        alias="anchors",
-        within="positive",
-    )
-    detections_per_image: int = option(100, "the most detections an image", within="positive", near=("max_det",))
-    score_threshold: float = option(
-        0.05, "detections must score above this", within="below_one", near=("conf", "conf_thres")
-    )
-    nms_threshold: float = option(
-        0.5,
-        "IoU above which the lower-scoring of two detections of a class is dropped",
-        within="share",
-        near=("iou", "iou_thres"),
-    )
-    min_size: tuple[int, ...] | None = option(
-        None,
-        "resize images to this shorter side, in pixels; of several, one is drawn for each training image and the last "
-        "is used otherwise; none: keep their own size",
-        within="positive",
-        near=("img", "imgsz", "img_size", "image_size"),
-    )
-    max_size: int | None = option(
-        None, "the longer side never exceeds this, in pixels; none: no limit", within="positive"
-    )
-    scale: float = option(1.0, "factor on the images' own size; not together with min-size", within="positive")
-    proposals: int | None = option(
-        None,
-        "two-stage detectors: the most proposals an image; none: 2000 in training, and 1000 or detections-per-image in "
-        "evaluation",
-        within="positive",
-    )
-    allowed_border: float | None = option(
-        None,
-        "two-stage detectors: train proposals on anchors that reach at most so far beyond the image, in pixels; none: "
-        "on all",
-        within="natural",
-    )
-    box_loss: Literal["smooth_l1", "l1"] = option(
-        "smooth_l1", "faster_rcnn and tridentnet: loss of its boxes; l1: as the authors of SR-TOD"
-    )
-    sac: bool = option(
-        True, "detectors: switchable atrous convolution, as its paper; no-sac: as released by the authors of SR-TOD"
-    )
-    rfla_paper: bool = option(
-        False, "rfla: train proposals as its authors' code, such as against anchors shrunk to 0.9; docs/models.md"
-    )
-    scale_aware: bool = option(
-        True, "tridentnet: branches learn objects of their sizes; no-scale-aware: all objects, as the authors of SR-TOD"
+    anchor_scale: float | Literal["auto"] | None = redeclared(  # type: ignore[assignment]  # wider: fitted before use
+        DetectorOptions, "anchor_scale"
     )
     self_reconstruction_options: SelfReconstructionOptions = SelfReconstructionOptions()
-
-    def __post_init__(self) -> None:
-        check_ranges(self)
 
     @property
     def arguments(self) -> dict[str, Any]:

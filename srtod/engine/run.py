@@ -35,6 +35,18 @@ CONFIG = "config.yaml"
 JOB = "slurm_job_id"
 
 PATHS = ("data", "train_json", "train_images", "test_json", "test_images")
+NEEDED: dict[str, type] = {
+    METRICS: dict,
+    RANDOM_STATE: list,
+    "global_step": int,
+    "epoch": int,
+    "optimizer_states": list,
+    "lr_schedulers": list,
+    "loops": dict,
+    "pytorch-lightning_version": str,
+}
+"""What a checkpoint to go on from must hold beside the weights, by type."""
+
 CHANGEABLE = frozenset({*PATHS, "threads", "workers", "panels", "recompute"})
 """Options that may change on resume; they do not alter the training."""
 
@@ -222,7 +234,10 @@ def _read_last(path: Path) -> dict[str, Any]:
         raise ValueError(f"{error}: this run cannot go on, start it again{kept}") from error
     try:
         state = content["callbacks"]["Checkpoints"]
-        content[METRICS], content[RANDOM_STATE], content["global_step"], state["finished"], state["data"]
+        state["finished"], state["data"]
+        for name, kind in NEEDED.items():
+            if not isinstance(content.get(name), kind):
+                raise KeyError(name)
     except (KeyError, TypeError) as error:
         written = content[DESCRIPTION]["version"]
         cure = "" if written == __version__ else f"install srtod {written} to go on with it, or "

@@ -13,7 +13,7 @@ import torch
 
 from srtod.models.checkpoint import read_checkpoint, restore_detector
 
-from .callbacks.checkpoints import BEST, LAST, best_detections
+from .callbacks.checkpoints import BEST, LAST, read_best_detections
 from .callbacks.evaluation import as_coco
 from .config import TrainConfig
 from .data import DetectionData
@@ -99,7 +99,7 @@ def _report(run: Run, data: DetectionData, commit: str | None, trainer: L.Traine
     """Writes the report on the best checkpoint; its pictures are made on the trainer's device."""
     best = run.folder / BEST
     checkpoint = read_checkpoint(best)
-    detections = torch.load(best_detections(best, checkpoint["global_step"]), weights_only=True)
+    detections = read_best_detections(best, checkpoint["global_step"])
     evaluation = write_report(
         run.folder,
         restore_detector(checkpoint, best, trainer.strategy.root_device),

@@ -7,12 +7,11 @@ from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 
-import torch
 import torchvision
 from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
-from srtod._support.errors import is_out_of_memory
+from srtod._support.tensor_files import check_weights, read_tensors
 
 from .layers import ConvAWS2d, SAConv2d, TridentConv2d
 
@@ -269,17 +268,11 @@ def _state_dict(name: str, weights: str | Path) -> dict[str, Tensor]:
             f"weights={str(weights)!r} is neither a file nor one of torchvision's weights of {name}: "
             f"{', '.join(known.__members__)}"
         )
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # where bytes are wrong, torch and pickle stumble over them in any way
-        named = isinstance(error, OSError) and error.filename is not None  # torch seeks before the start of a cut file
-        if named or is_out_of_memory(error):
-            raise
-        raise ValueError(
-            f"{path} is not a readable weights file; pass the state dict of torchvision's {name}, saved by torch.save"
-        ) from error
-    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise ValueError(f"{path} must hold the state dict of torchvision's {name}, a dictionary of tensors")
+    cure = f"pass the state dict of torchvision's {name}, saved by torch.save"
+    state = read_tensors(path, f"is not a readable weights file; {cure}")
+    if not isinstance(state, dict):
+        raise ValueError(f"{path} holds no dictionary of weights; {cure}")
+    check_weights(state, path, cure)
     return state
 
 

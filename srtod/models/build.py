@@ -11,15 +11,17 @@ from typing import Any
 
 import torch
 
+from srtod._support.fields import check_named
 from srtod._support.suggestions import did_you_mean
 
 from .backbones import build_backbone
 from .detector import Detector
-from .recipes import DETECTORS, RECIPES, PartOptions
+from .options import DetectorOptions
+from .recipes import RECIPES, PartOptions
 from .reconstruction import SelfReconstruction, SelfReconstructionOptions
 from .transform import DetectionTransform
 
-__all__ = ["build_detector"]
+__all__ = ["build_detector", "check_options"]
 
 
 def build_detector(
@@ -80,14 +82,34 @@ def build_detector(
 
     Raises:
         TypeError: if an option is unknown.
-        ValueError: if the name is unknown or an option out of its range.
+        ValueError: if the name is unknown, or an option of another type or out of its range: see `DetectorOptions`.
         ConnectionError: if the weights cannot be downloaded.
     """
     _check_known(self_reconstruction_options)
-    if name not in DETECTORS:
-        raise ValueError(f"unknown detector {name!r}; choose one of {', '.join(DETECTORS)}")
-    if num_classes < 2:
-        raise ValueError(f"num_classes counts the background and must be at least 2, got {num_classes}")
+    _check_num_classes(num_classes)
+    DetectorOptions(
+        detector=name,
+        self_reconstruction=self_reconstruction,
+        backbone=backbone,
+        weights=str(weights) if isinstance(weights, Path) else weights,
+        trainable_layers=trainable_layers,
+        norm=norm,
+        channels=channels,
+        anchor_scale=anchor_scale,
+        detections_per_image=detections_per_image,
+        score_threshold=score_threshold,
+        nms_threshold=nms_threshold,
+        min_size=min_size,  # type: ignore[arg-type]  # one number stands for a list of one
+        max_size=max_size,
+        scale=scale,
+        proposals=proposals,
+        allowed_border=allowed_border,
+        box_loss=box_loss,
+        sac=sac,
+        rfla_paper=rfla_paper,
+        scale_aware=scale_aware,
+    )
+    SelfReconstructionOptions(**self_reconstruction_options)  # checked even where they have no effect
     parts = RECIPES[name](
         PartOptions(
             num_classes,
@@ -119,6 +141,20 @@ def build_detector(
     return Detector(transform, parts.backbone, parts.neck, parts.head, num_classes, reconstruction)
 
 
+def check_options(options: Mapping[str, Any]) -> None:
+    """Checks arguments of `build_detector`, by name, one by one.
+
+    Raises:
+        TypeError: if one is unknown.
+        ValueError: if one is of another type or out of its range.
+    """
+    _check_known(options)
+    if "num_classes" in options:
+        _check_num_classes(options["num_classes"])
+    check_named(DetectorOptions, options)
+    check_named(SelfReconstructionOptions, options)
+
+
 def _check_known(options: Mapping[str, Any]) -> None:
     """Raises a TypeError for an option that `build_detector` does not have, with the nearest names."""
     own = list(inspect.signature(build_detector).parameters)[:-1]
@@ -126,3 +162,8 @@ def _check_known(options: Mapping[str, Any]) -> None:
     for name in options.keys() - set(known):
         hint = did_you_mean(name, known) or f"it has {', '.join(known)}"
         raise TypeError(f"build_detector has no option {name!r}; {hint}")
+
+
+def _check_num_classes(number: Any) -> None:
+    if type(number) is not int or number < 2:
+        raise ValueError(f"num_classes counts the background and must be a whole number of at least 2, got {number!r}")

@@ -58,7 +58,7 @@ def find_images(
     truth = None if coco is None else read_coco(coco)
     listed = {} if truth is None else _by_name(truth["images"], coco, allow_outside)
     categories = None if truth is None else truth["categories"]
-    if source.is_file():
+    if not source.is_dir():  # whether it is an image is seen when it is read
         entry: Mapping[str, Any] = {"id": 1}
         if truth is not None:
             entry = _listed_as(source, listed, coco)

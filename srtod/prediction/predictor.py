@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from srtod.data.image import decode_picture, read_image
+from srtod.data.image import decode_picture, decoding, read_image
 from srtod.models import ImageReconstruction
 from srtod.models.checkpoint import load_detector
 from srtod.models.checks import check_image
@@ -50,7 +50,7 @@ class Predictor:
 
     Class names, preprocessing and the detector's options come from the checkpoint. An image is
 
-    - a path: any file that Pillow reads, see `srtod.data.read_image`;
+    - a path: a file of one of `srtod.data.image.FORMATS`, see `srtod.data.read_image`;
     - a PIL image, of any of the modes that files have;
     - a tensor `[3, H, W]`, RGB: floating-point in [0, 1], or uint8 in 0 to 255, as `torchvision.io` decodes it;
     - a NumPy array `[H, W, 3]` or, grey, `[H, W]`, uint8 in 0 to 255, if `colour` says whether it is RGB or BGR.
@@ -97,10 +97,6 @@ class Predictor:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
         if autocast not in (None, torch.bfloat16, torch.float16):
             raise ValueError(f"autocast must be torch.bfloat16, torch.float16 or None, got {autocast}")
-        if score_threshold is not None and not 0 <= score_threshold < 1:
-            raise ValueError(f"score_threshold must be in [0, 1), got {score_threshold}")
-        if detections_per_image is not None and detections_per_image < 1:
-            raise ValueError(f"detections_per_image must be at least 1, got {detections_per_image}")
         options = {"score_threshold": score_threshold, "detections_per_image": detections_per_image}
         self.device = _device(device)
         trained = load_detector(
@@ -219,10 +215,8 @@ def as_tensor(image: Picture, name: str, colour: Colour | None = None) -> Tensor
     if isinstance(image, (str, PathLike)):
         return read_image(image)
     if isinstance(image, Image.Image):
-        try:
+        with decoding(name, "convert it to a PIL image of mode 'RGB'"):  # Pillow may only have opened its file so far
             return decode_picture(image)
-        except (OSError, SyntaxError, ValueError) as error:  # a file that Pillow had only opened so far is read here
-            raise ValueError(f"{name} cannot be read ({error}); convert it to a PIL image of mode 'RGB'") from error
     if isinstance(image, np.ndarray):
         return _from_array(image, name, colour)
     if not isinstance(image, Tensor):
@@ -271,7 +265,7 @@ def _device(name: str | torch.device) -> torch.device:
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(name)
-        torch.empty(0, device=device)
+        torch.zeros(1, device=device).cpu()  # of "meta" nothing comes back
     except (RuntimeError, AssertionError) as error:  # torch without CUDA asserts
         reason = str(error).splitlines()[0]
         raise ValueError(f"device {str(name)!r} cannot be used ({reason}); pass 'auto', 'cpu' or 'cuda'") from error

@@ -27,6 +27,8 @@ class SahiModel(DetectionModel):
     """
 
     def load_model(self) -> None:
+        if self.model_path is None:
+            raise ValueError("SahiModel needs a model or the model_path of a checkpoint")
         self.set_model(Predictor(self.model_path, str(self.device)))
 
     def set_model(self, model: Predictor, **_: Any) -> None:

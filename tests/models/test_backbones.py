@@ -260,7 +260,9 @@ def test_unreadable_weights(tmp_path: Path, mobilenet_file: Path) -> None:
         with pytest.raises(ValueError, match=message):
             build_backbone("mobilenet_v2", weights=broken)
     torch.save({"epoch": 3}, broken)
-    with pytest.raises(ValueError, match="must hold the state dict of torchvision's mobilenet_v2"):
+    with pytest.raises(
+        ValueError, match="plain tensor as the weight epoch; pass the state dict of torchvision's mobile"
+    ):
         build_backbone("mobilenet_v2", weights=broken)
 
 

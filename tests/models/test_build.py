@@ -175,11 +175,26 @@ def test_unknown_options(self_reconstruction: bool, option: str, near: str) -> N
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"name": "yolo"}, f"unknown detector 'yolo'; choose one of {', '.join(DETECTORS)}"),
+        ({"name": "yolo"}, f"detector must be one of {', '.join(DETECTORS)}, got 'yolo'"),
         ({"num_classes": 1}, "num_classes counts the background"),
         ({"name": "detectors"}, "is made for ResNets, got the backbone 'mobilenet_v2'"),
         ({"name": "fcos", "channels": 36, "reconstruction": "paper"}, "multiple of scale=8"),
+        ({"num_classes": 2.5}, "whole number of at least 2, got 2.5"),
         ({"threshold": 4}, "threshold must be from 0 to 1, got 4"),
+        ({"threshold": 4, "self_reconstruction": False}, "threshold must be from 0 to 1, got 4"),
+        ({"self_reconstruction": "no"}, "self_reconstruction must be true or false, got 'no'"),
+        ({"sac": 1}, "sac must be true or false, got 1"),
+        ({"detections_per_image": -1}, "detections_per_image must be positive, got -1"),
+        ({"score_threshold": float("nan")}, "score_threshold must be a number, got nan"),
+        ({"nms_threshold": 1.5}, "nms_threshold must be from 0 to 1, got 1.5"),
+        ({"anchor_scale": -1}, "anchor_scale must be positive, got -1"),
+        ({"anchor_scale": "auto"}, "anchor_scale must be a number or none, got 'auto'"),
+        ({"min_size": [800, -1]}, "min_size must be positive, got [800, -1]"),
+        ({"scale": float("inf")}, "scale must be a number, got inf"),
+        ({"channels": 0}, "channels must be positive, got 0"),
+        ({"trainable_layers": -1}, "trainable_layers must not be negative, got -1"),
+        ({"norm": "layer"}, "norm must be one of frozen_batch, batch, group or none, got 'layer'"),
+        ({"weights": 3}, "weights must be text or none, got 3"),
     ],
 )
 def test_bad_options(options: dict[str, object], message: str) -> None:

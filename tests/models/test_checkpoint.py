@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 import random
 import re
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -181,11 +183,77 @@ def test_damaged_files_are_refused_whatever_is_wrong_in_them(content: dict[str, 
 
 
 @pytest.mark.parametrize(
-    "foreign", [{"state_dict": {}}, [1, 2], {"model": {}}, {"state_dict": {}, "srtod": {"version": "0"}}]
+    "foreign",
+    [
+        *({"state_dict": {}}, [1, 2], {"model": {}}, {"state_dict": {}, "srtod": {"version": "0"}}),
+        {"state_dict": {}, "srtod": describe({}, ["drone", 3], [1, 2])},  # type: ignore[list-item]
+        {"state_dict": {}, "srtod": describe({}, ["drone"], [1, 2])},
+        {"state_dict": {}, "srtod": describe({}, ["drone"], [1]), "metrics": [0.5]},
+    ],
 )
 def test_a_foreign_file_is_refused(tmp_path: Path, foreign: Any) -> None:
     torch.save(foreign, tmp_path / "a.ckpt")
     with pytest.raises(ValueError, match="not a checkpoint of srtod's training"):
+        load_detector(tmp_path / "a.ckpt")
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        (
+            None,
+            torch.nan,
+            r"a\.ckpt holds NaN or infinity in the weight detector\..*; use another checkpoint of the run$",
+        ),
+        (None, -torch.inf, "holds NaN or infinity in the weight"),
+        (7, torch.zeros(1), r"a\.ckpt names a weight by int, not by text; use another checkpoint of the run$"),
+        ("detector.more", [1.0], "holds something else than a plain tensor as the weight detector.more"),
+        ("detector.more", torch.zeros(1).expand(10**13), "something else than a plain tensor"),  # 4 bytes, not 40 TB
+        ("detector.more", torch.zeros(1, device="meta"), "something else than a plain tensor"),
+    ],
+)
+def test_weights_that_are_no_finite_tensors_are_refused(
+    content: dict[str, Any], tmp_path: Path, name: Any, value: Any, message: str
+) -> None:
+    if name is None:
+        next(iter(content["state_dict"].values())).view(-1)[-1] = value
+    else:
+        content["state_dict"][name] = value
+    write_checkpoint(content, tmp_path / "a.ckpt")
+    with pytest.raises(ValueError, match=message):
+        load_detector(tmp_path / "a.ckpt")
+
+
+def test_options_in_place_of_the_files_are_not_blamed_on_it(content: dict[str, Any], tmp_path: Path) -> None:
+    write_checkpoint(content, tmp_path / "a.ckpt")
+    with pytest.raises(ValueError, match=r"^score_threshold must be from 0 to less than 1, got 2$"):
+        load_detector(tmp_path / "a.ckpt", score_threshold=2)
+    with pytest.raises(TypeError, match=r"^build_detector has no option 'score_treshold'"):
+        load_detector(tmp_path / "a.ckpt", score_treshold=0.5)
+
+
+def test_weights_that_a_checkpoint_names_are_not_fetched(content: dict[str, Any], tmp_path: Path) -> None:
+    content["srtod"]["model"] = MODEL | {"weights": str(tmp_path / "absent.pth")}
+    write_checkpoint(content, tmp_path / "a.ckpt")
+    load_detector(tmp_path / "a.ckpt")
+
+
+def test_a_compressed_file_is_refused(content: dict[str, Any], tmp_path: Path) -> None:
+    """What torch writes is never compressed, and a few kilobytes may unfold to any size."""
+    write_checkpoint(content, tmp_path / "a.ckpt")
+    with (
+        zipfile.ZipFile(tmp_path / "a.ckpt") as plain,
+        zipfile.ZipFile(tmp_path / "b.ckpt", "w", zipfile.ZIP_DEFLATED) as packed,
+    ):
+        for name in plain.namelist():
+            packed.writestr(name, plain.read(name))
+    with pytest.raises(ValueError, match=r"b\.ckpt is damaged"):
+        load_detector(tmp_path / "b.ckpt")
+
+
+def test_a_pipe_is_refused_and_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "a.ckpt")
+    with pytest.raises(ValueError, match=r"a\.ckpt is a pipe, a socket or a device"):
         load_detector(tmp_path / "a.ckpt")
 
 

@@ -199,7 +199,7 @@ def test_anchors_stand_a_stride_apart_whatever_the_size_of_the_batch() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"name": "yolo"}, "unknown detector 'yolo'; choose one of retinanet, faster_rcnn"),
+        ({"name": "yolo"}, "detector must be one of retinanet, faster_rcnn"),
         ({"num_classes": 1}, "num_classes counts the background"),
         ({"channels": 30, "reconstruction": "paper"}, "multiple of scale=4"),
     ],

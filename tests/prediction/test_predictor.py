@@ -169,7 +169,7 @@ def test_auto_is_the_gpu_and_results_come_back(checkpoint: Path) -> None:
         (pixels()[:1], ValueError, "it looks grey: image.expand(3, -1, -1) makes it RGB"),
         (pixels()[0], ValueError, "got [48, 64]; it looks grey: image.expand(3, -1, -1) makes it RGB"),
         (pixels()[None], ValueError, "got [1, 3, 48, 64]"),
-        ([Image.new("F", (4, 4))], ValueError, "images[0] cannot be read (floating-point pixels"),
+        ([Image.new("F", (4, 4))], ValueError, "images[0] cannot be read as an image (floating-point pixels"),
         ("absent.png", FileNotFoundError, "the image absent.png does not exist"),
     ],
 )
@@ -193,10 +193,11 @@ def test_files_that_are_no_images_are_named(predictor: srtod.Predictor, tmp_path
     ("options", "message"),
     [
         ({"device": "gpu"}, "device 'gpu' cannot be used"),
+        ({"device": "meta"}, "device 'meta' cannot be used (Cannot copy out of meta tensor"),
         ({"device": "cuda:99"}, "device 'cuda:99' cannot be used"),
         ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
-        ({"score_threshold": 50}, "score_threshold must be in [0, 1), got 50"),
-        ({"detections_per_image": 0}, "detections_per_image must be at least 1, got 0"),
+        ({"score_threshold": 50}, "score_threshold must be from 0 to less than 1, got 50"),
+        ({"detections_per_image": 0}, "detections_per_image must be positive, got 0"),
         ({"autocast": torch.int8}, "autocast must be torch.bfloat16, torch.float16 or None"),
     ],
 )

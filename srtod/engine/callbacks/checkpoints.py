@@ -13,13 +13,24 @@ import numpy as np
 import torch
 from lightning.pytorch.callbacks import Callback, Checkpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
+from torch import Tensor
 
+from srtod._support.tensor_files import read_tensors
 from srtod.models.checkpoint import read_checkpoint, write_checkpoint
 
 from ..distributed import gather, is_main_process
-from .evaluation import Evaluation
+from .evaluation import Detections, Evaluation
 
-__all__ = ["BEST", "LAST", "RANDOM_STATE", "AtomicCheckpointIO", "Checkpoints", "RandomState", "best_detections"]
+__all__ = [
+    "BEST",
+    "LAST",
+    "RANDOM_STATE",
+    "AtomicCheckpointIO",
+    "Checkpoints",
+    "RandomState",
+    "best_detections",
+    "read_best_detections",
+]
 
 BEST, LAST = "checkpoints/best.ckpt", "checkpoints/last.ckpt"
 """Where a run's folder holds its checkpoints."""
@@ -31,6 +42,30 @@ RANDOM_STATE = "random_state"
 def best_detections(best: Path, step: int) -> Path:
     """The file with the detections of `best.ckpt`; the step in its name ties it to the checkpoint of that step."""
     return best.with_name(f"best_detections_{step}.pt")
+
+
+def read_best_detections(best: Path, step: int) -> Detections:
+    """The detections of `best.ckpt`, see `Evaluation`.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if it is damaged, or holds something else.
+    """
+    path = best_detections(best, step)
+    cure = f"find the objects of the test images anew by srtod predict {best}"
+    detections = read_tensors(path, f"is damaged or holds something else than detections; {cure}")
+    if not isinstance(detections, dict) or not all(map(_are_detections, detections.values())):
+        raise ValueError(f"{path} holds something else than detections; {cure}")
+    return detections
+
+
+def _are_detections(found: Any) -> bool:
+    if not isinstance(found, dict):
+        return False
+    boxes, labels, scores = (found.get(name) for name in ("boxes", "labels", "scores"))
+    if not (isinstance(boxes, Tensor) and isinstance(labels, Tensor) and isinstance(scores, Tensor)):
+        return False
+    return labels.dim() == 1 and labels.shape == scores.shape and boxes.shape == (len(labels), 4)
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass
 from typing import Literal
 
-from srtod._support.fields import option
+from srtod._support.fields import option, redeclared
 from srtod.ops import FiltrationOptions
 from srtod.ops.dgfe import DEFAULT_REDUCTION
 from srtod.ops.surrogate import Resize
 
 __all__ = ["SelfReconstructionOptions"]
-
-OF_FILTRATION = {field.name: field.metadata for field in fields(FiltrationOptions)}
-"""What the options say there; two have other defaults here."""
 
 
 @dataclass(frozen=True)
@@ -25,9 +22,9 @@ class SelfReconstructionOptions(FiltrationOptions):
     """
 
     # A training finds the value itself, where `DGFE` alone has to be given one.
-    threshold: float | Literal["auto"] | None = field(default="auto", metadata=OF_FILTRATION["threshold"])
+    threshold: float | Literal["auto"] | None = redeclared(FiltrationOptions, "threshold", "auto")
     # The paper's nearest resize reads one pixel in 16, and tiny objects fall between those.
-    resize: Resize = field(default="max", metadata=OF_FILTRATION["resize"])
+    resize: Resize = redeclared(FiltrationOptions, "resize", "max")
     reconstruction: Literal["paper", "subpixel", "resampled"] = option(
         "subpixel",
         "what rebuilds the image: the paper's head; two convolutions at P2's resolution and a pixel shuffle, at a "

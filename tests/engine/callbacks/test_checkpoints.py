@@ -13,7 +13,7 @@ import torch
 
 from srtod.engine import DataConfig, ModelConfig, TrainConfig, train
 from srtod.engine.callbacks import Checkpoints, RandomState
-from srtod.engine.callbacks.checkpoints import best_detections
+from srtod.engine.callbacks.checkpoints import best_detections, read_best_detections
 from srtod.models.checkpoint import load_detector, read_checkpoint
 
 pytestmark = pytest.mark.usefixtures("blank_plots")
@@ -63,6 +63,26 @@ def test_the_best_checkpoint_keeps_its_detections_where_the_next_cannot_be_saved
     assert kept(4, 0.2) == ["best_detections_2.pt", "best_detections_4.pt"]
     monkeypatch.setattr(checkpoints, "_save", lambda *_: None)
     assert kept(6, 0.3) == ["best_detections_6.pt"]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({1: SimpleNamespace()}, "is damaged or holds something else than detections"),  # of a class, which is not made
+        (
+            {1: {"boxes": torch.zeros(2, 4), "labels": torch.ones(1), "scores": torch.ones(1)}},
+            "holds something else than det",
+        ),
+        ([1, 2], "holds something else than detections"),
+    ],
+)
+def test_saved_detections_that_are_none_are_refused(tmp_path: Path, content: Any, message: str) -> None:
+    best = tmp_path / "best.ckpt"
+    torch.save(content, best_detections(best, 5))
+    with pytest.raises(
+        ValueError, match=rf"best_detections_5\.pt {message}.*; find .* anew by srtod predict .*best\.ckpt$"
+    ):
+        read_best_detections(best, 5)
 
 
 def test_a_disk_that_fills_up_leaves_the_checkpoint_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
