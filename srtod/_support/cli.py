@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import io
+import signal
 import sys
 from collections.abc import Callable
+
+from .signals import interruptible
 
 __all__ = ["run"]
 
@@ -12,13 +16,17 @@ def run(main: Callable[[], None]) -> None:
     """Runs a command line.
 
     Bad input ends it with one sentence and exit status 2; so does a dependency that is not installed. Ctrl-C ends it
-    with status 130.
+    with status 130, and SIGTERM and SIGHUP in the same way with 143 and 129.
     """
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # names of files may hold what it cannot print
+    received: list[int] = []
     try:
-        main()
+        with interruptible(received):
+            main()
     except KeyboardInterrupt as error:
         print(str(error) or "interrupted", file=sys.stderr)
-        raise SystemExit(130) from None
+        raise SystemExit(128 + (received or [signal.SIGINT])[0]) from None
     except (ValueError, TypeError, OSError) as error:
         print(f"error: {_sentence(error)}", file=sys.stderr)
         raise SystemExit(2) from None

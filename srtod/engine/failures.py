@@ -14,6 +14,7 @@ import torch.distributed as dist
 from srtod._support.errors import first_line, is_out_of_memory
 
 from .config import TrainConfig
+from .distributed import check_processes
 
 __all__ = ["check_machine", "explained"]
 
@@ -44,11 +45,12 @@ def check_machine(config: TrainConfig) -> None:
         raise ValueError(
             f"devices is {config.devices}, but PyTorch finds {torch.cuda.device_count()} CUDA devices; lower devices"
         )
-    if dist.is_torchelastic_launched() and int(os.environ["WORLD_SIZE"]) != config.devices * config.nodes:
+    cores = len(os.sched_getaffinity(0))
+    if not on_cuda and config.devices > cores:
         raise ValueError(
-            f"torchrun started {os.environ['WORLD_SIZE']} processes, but devices {config.devices} and nodes "
-            f"{config.nodes} make {config.devices * config.nodes}; pass the numbers that torchrun has"
+            f"devices is {config.devices}, but there are {cores} CPU cores for as many processes; lower devices"
         )
+    check_processes(config.devices, config.nodes)
 
 
 @contextmanager

@@ -17,7 +17,7 @@ import pytest
 
 from srtod.studies import summary
 from srtod.studies.definition import Study, read_study
-from srtod.studies.folder import RunFolder, StudyFolder, locked
+from srtod.studies.folder import RunFolder, StudyFolder
 from srtod.studies.runs import run_study
 from srtod.studies.summary import write_summary
 
