@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 from collections.abc import Iterator
@@ -76,7 +77,10 @@ def new_folder(path: Path, config: TrainConfig) -> Iterator[Path]:
 
 def _take(path: Path, lock: ExitStack) -> tuple[Path, bool]:
     """Makes and locks the first folder that is free; whether it was there."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except FileExistsError as error:
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(path.parent)) from error
     for number in count(1):
         folder = path if number == 1 else path.with_name(f"{path.name}-{number}")
         try:
