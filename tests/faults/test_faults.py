@@ -134,7 +134,7 @@ def check(attempt: Attempt) -> None:
     assert attempt.status in (0, 2), about
     assert "Traceback" not in attempt.said, about
     if attempt.status == 2:
-        last = attempt.said.strip().splitlines()[-1]
+        last = attempt.said.strip().splitlines()[-1].strip()
         assert last.startswith("error: "), about
         assert "No space left on device" in last or "Input/output error" in last, about
         assert str(attempt.folder) in last, about  # what could not be written
