@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -77,7 +78,8 @@ def explained(config: TrainConfig, checkpoint: Path) -> Iterator[None]:
     """
     kept = f"{checkpoint.parents[1]} has no checkpoint yet"
     try:
-        yield
+        with _quiet_threads():
+            yield
     except SystemExit:  # Lightning's answer to Ctrl-C, which it leaves switched off
         signal.signal(signal.SIGINT, signal.default_int_handler)
         if checkpoint.exists():
@@ -114,6 +116,22 @@ def explained(config: TrainConfig, checkpoint: Path) -> Iterator[None]:
                 f"Triton on CUDA: install them, or leave out compile"
             ) from error
         raise
+
+
+@contextmanager
+def _quiet_threads() -> Iterator[None]:
+    """Inside, TensorBoard's thread prints no traceback where it cannot write; the main thread hears of it."""
+    tell = threading.excepthook
+
+    def hook(failure: threading.ExceptHookArgs) -> None:
+        if not (isinstance(failure.exc_value, OSError) and failure.exc_value.errno in DISK):
+            tell(failure)
+
+    threading.excepthook = hook
+    try:
+        yield
+    finally:
+        threading.excepthook = tell
 
 
 def _why_not_written(error: BaseException) -> str | None:

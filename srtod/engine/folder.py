@@ -95,6 +95,10 @@ def _take(path: Path, lock: ExitStack) -> tuple[Path, bool]:
                 is_ours = attempt.enter_context(locked(folder / LOCK))
             except FileNotFoundError:  # another process has just given it up
                 continue
+            except OSError:
+                if not was_there:
+                    folder.rmdir()
+                raise
             if is_ours and _is_free(folder):
                 lock.push(attempt.pop_all())
                 return folder, was_there
