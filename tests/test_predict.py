@@ -343,6 +343,33 @@ def test_what_appears_in_the_meantime_is_kept(
     assert not leftovers(tmp_path)
 
 
+@pytest.mark.parametrize("was_there", [False, True])
+def test_of_two_predictions_into_one_folder_the_first_to_end_stays(
+    checkpoint: Path,
+    images: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    was_there: bool,
+) -> None:
+    out, original, calls = tmp_path / "out", prediction_folder._images_json, []
+    arguments = [checkpoint, images / "b.png", out, "--device", "cpu", "--no-pictures"]
+    if was_there:
+        out.mkdir()
+
+    def overtaken(*given: Any) -> str:
+        calls.append(given)
+        if len(calls) == 1:
+            assert call(*arguments) == 0
+        return original(*given)
+
+    monkeypatch.setattr(prediction_folder, "_images_json", overtaken)
+    assert call(*arguments) == 2
+    assert f"{out} already holds predictions; pass another folder" in capsys.readouterr().err
+    assert files(out) == ["detections.json", "images.json"]
+    assert not leftovers(tmp_path)
+
+
 @pytest.mark.parametrize(
     ("error", "options", "cures"),
     [

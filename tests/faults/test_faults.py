@@ -31,7 +31,7 @@ FULL, BROKEN = errno.ENOSPC, errno.EIO
 
 CASES = pytest.mark.parametrize(
     ("error", "at_most"),
-    [(FULL, 5), *(pytest.param(error, None, marks=pytest.mark.slow) for error in (FULL, BROKEN))],
+    [(FULL, 2), *(pytest.param(error, None, marks=pytest.mark.slow) for error in (FULL, BROKEN))],
     ids=["quick", "full", "broken"],
 )
 """Some faults, and every one."""
@@ -163,7 +163,7 @@ def test_what_the_command_lines_write_is_there_as_a_whole_or_as_it_was(
         at_most=at_most,
     )
     for name, (whole, *faulty) in done.items():
-        assert (whole.status, len(faulty) > 1) == (0, True), whole.said
+        assert (whole.status, bool(faulty)) == (0, True), whole.said
         before = tree(again if name == "again" else start)
         after = tree(whole.folder)
         assert before != after
@@ -184,7 +184,7 @@ def test_a_training_leaves_whole_checkpoints_or_nothing(
     (tmp_path / "empty").mkdir()
     tasks = {"train": ("train", [*TRAINING, "--output", "HERE/run"], tmp_path / "empty")}
     whole, *faulty = attempts(tasks, error=error, at_most=at_most)["train"]
-    assert (whole.status, len(faulty) > 1) == (0, True), whole.said
+    assert (whole.status, bool(faulty)) == (0, True), whole.said
     expected = set(tree(whole.folder / "run" / "report"))
     for attempt in faulty:
         check(attempt)
