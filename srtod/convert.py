@@ -27,7 +27,7 @@ def main(arguments: Sequence[str] | None = None, prog: str = "python -m srtod.co
     options = parser.parse_args(arguments)
 
     source, output, layout = Path(options.source), options.output, layouts[options.layout]
-    if output.exists() and not options.overwrite:
+    if output.is_file() and not options.overwrite:
         raise FileExistsError(f"{output} exists; choose another name, or pass --overwrite to replace it")
     if not source.exists():
         raise FileNotFoundError(f"{source} does not exist; pass the folder of the set")

@@ -73,7 +73,7 @@ def _free_path(asked: str | None, name: str) -> Path:
             number += 1
         return path
     path = Path(asked)
-    if path.exists():
+    if path.is_file():
         raise FileExistsError(f"{path} exists; pass another --plot, or move it away")
     return path
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -92,6 +94,21 @@ def test_an_existing_file_is_kept(
     assert output.read_text() == "mine"
     assert convert(monkeypatch, "yolo", yolo, output, "--overwrite") == 0
     assert len(json.loads(output.read_text())["images"]) == 1
+
+
+def test_what_is_no_file_needs_no_overwrite_and_stays(
+    yolo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    with (
+        (tmp_path / "read").open("w") as target,
+        subprocess.Popen(["cat", pipe], stdout=target),
+        pipe.open("w"),  # waits for the reader
+    ):
+        assert convert(monkeypatch, "yolo", yolo, pipe) == 0
+    assert pipe.is_fifo()
+    assert len(json.loads((tmp_path / "read").read_text())["images"]) == 1
 
 
 def test_nothing_is_half_written(

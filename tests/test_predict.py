@@ -138,6 +138,32 @@ def test_the_id_of_one_image_of_a_coco_file(images: Path, tmp_path: Path) -> Non
         find_images(images / "c.tiff", truth)
 
 
+def test_every_image_has_a_picture_of_its_own(checkpoint: Path, images: Path, tmp_path: Path) -> None:
+    for name in ("e.jpg", "e.png", "e.jpg.bmp", "e.png.bmp", "f.jpg", "f.png/g.jpg"):
+        (images / name).parent.mkdir(exist_ok=True)
+        Image.new("RGB", (32, 32)).save(images / name)
+    assert call(checkpoint, images, tmp_path / "out", "--device", "cpu") == 0
+    pictures = files(tmp_path / "out" / "pictures")
+    assert len(pictures) == 10 == len(read(tmp_path / "out" / "images.json")["images"])
+    assert {"e.jpg.png", "e.png.png", "f.png/g.png"} <= set(pictures)
+    assert call(checkpoint, images, tmp_path / "out", "--device", "cpu", "--overwrite") == 0
+
+
+def test_links_to_folders_are_followed_once(images: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    other.mkdir()
+    (images / "b.png").rename(other / "b.png")
+    (images / "link").symlink_to(other)
+    (images / "again").symlink_to(images / "sub")
+    (images / "loop").symlink_to(images)
+    (other / "back").symlink_to(images / "sub")
+    (images / "gone.png").symlink_to("nowhere")
+    os.mkfifo(images / "pipe.png")
+    found = find_images(images)
+    assert [entry["file_name"] for entry in found.entries] == ["b.TIF", "c.tiff", "link/b.png", "sub/a.png"]
+    assert found.left_out == ["gone.png", "notes.txt", "pipe.png"]
+
+
 def test_predictions_made_before_are_not_looked_at(images: Path) -> None:
     (images / "out" / "pictures").mkdir(parents=True)
     (images / "b.png").rename(images / "out" / "pictures" / "b.png")
@@ -210,8 +236,10 @@ def test_a_pipe_in_place_of_an_image_is_refused_and_not_waited_for(
         ("a.ckpt images images/notes.txt/out", "cannot be made (Not a directory); choose another"),
         (
             "a.ckpt images/b.png images --overwrite",
-            "images holds other things than predictions (.hidden, b.TIF, b.png,",
+            "images holds other things than predictions (.hidden/d.png, b.TIF, b.png,",
         ),
+        ("a.ckpt images extra --overwrite", "extra holds other things than predictions (pictures/holiday.png); pass"),
+        ("a.ckpt images trip --overwrite", "trip holds other things than predictions (pictures/a.png); pass a new"),
         ("a.ckpt images before", "before already holds predictions; pass another folder, or set overwrite"),
         ("a.ckpt images out --coco absent.json", "absent.json does not exist"),
         ("a.ckpt images out --coco more.json", "1 of 2 images of more.json are missing from images: z.png; pass the"),
@@ -245,8 +273,15 @@ def test_bad_input_ends_with_one_sentence_and_changes_nothing(
     Path("run", "checkpoints").mkdir(parents=True)
     Path("run", "checkpoints", "best.ckpt").symlink_to(checkpoint)
     Path("empty").mkdir()
-    Path("before").mkdir()
-    Path("before", "detections.json").write_text("[]")
+    for name in ("before", "extra"):
+        Path(name, "pictures").mkdir(parents=True)
+        Path(name, "detections.json").write_text("[]")
+        listed = {"info": {"description": "images that srtod 1 found objects in", "skipped": ["b/c.jpg"]}}
+        Path(name, "images.json").write_text(json.dumps(listed | {"images": [{"file_name": "a.jpg"}]}))
+        Path(name, "pictures", "a.png").touch()
+    Path("extra", "pictures", "holiday.png").touch()
+    Path("trip", "pictures").mkdir(parents=True)
+    Path("trip", "pictures", "a.png").touch()
     ground_truth(Path("more.json"), "b.png", "z.png")
     ground_truth(Path("twice.json"), "b.png", "b.png")
     ground_truth(Path("size.json"), "b.png", size=(9, 9))
@@ -284,8 +319,8 @@ def test_overwrite_replaces_predictions_once_the_new_ones_are_there(
     out.mkdir()
     assert call(*arguments, "--no-pictures") == 0  # an empty folder needs no leave
     (out / "pictures").mkdir()
-    (out / "pictures" / "old.png").touch()
-    before = files(out)
+    (out / "pictures" / "b.png").touch()
+    before, inode = files(out), out.stat().st_ino
 
     def failing(*_: Any, **__: Any) -> None:
         raise OSError(28, "No space left on device")
@@ -297,6 +332,8 @@ def test_overwrite_replaces_predictions_once_the_new_ones_are_there(
     assert not leftovers(tmp_path)
     assert call(*arguments) == 0
     assert files(out) == ["detections.json", "images.json", "pictures/b.png"]
+    assert (out / "pictures" / "b.png").stat().st_size
+    assert out.stat().st_ino == inode  # a mounted folder cannot be replaced
     assert not leftovers(tmp_path)
 
 
@@ -311,6 +348,33 @@ def test_what_appears_in_the_meantime_is_kept(
     monkeypatch.setattr(prediction_folder, "_images_json", appearing)
     assert call(checkpoint, images / "b.png", tmp_path / "out", "--device", "cpu") == 2
     assert files(tmp_path / "out") == ["mine"]
+    assert not leftovers(tmp_path)
+
+
+@pytest.mark.parametrize("was_there", [False, True])
+def test_of_two_predictions_into_one_folder_the_first_to_end_stays(
+    checkpoint: Path,
+    images: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    was_there: bool,
+) -> None:
+    out, original, calls = tmp_path / "out", prediction_folder._images_json, []
+    arguments = [checkpoint, images / "b.png", out, "--device", "cpu", "--no-pictures"]
+    if was_there:
+        out.mkdir()
+
+    def overtaken(*given: Any) -> str:
+        calls.append(given)
+        if len(calls) == 1:
+            assert call(*arguments) == 0
+        return original(*given)
+
+    monkeypatch.setattr(prediction_folder, "_images_json", overtaken)
+    assert call(*arguments) == 2
+    assert f"{out} already holds predictions; pass another folder" in capsys.readouterr().err
+    assert files(out) == ["detections.json", "images.json"]
     assert not leftovers(tmp_path)
 
 
@@ -363,7 +427,7 @@ def test_other_errors_are_shown_in_full(
 
 
 @pytest.mark.usefixtures("interruptible")
-@pytest.mark.parametrize("kind", [signal.SIGINT, signal.SIGKILL])
+@pytest.mark.parametrize("kind", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_killed_in_the_middle_it_leaves_nothing_that_looks_finished(
     checkpoint: Path, tmp_path: Path, kind: signal.Signals
 ) -> None:
@@ -378,8 +442,8 @@ def test_killed_in_the_middle_it_leaves_nothing_that_looks_finished(
         time.sleep(0.05)
     process.send_signal(kind)
     _, error = process.communicate(timeout=60)
-    assert process.returncode == (130 if kind == signal.SIGINT else -kind), error
+    assert process.returncode == (-kind if kind == signal.SIGKILL else 128 + kind), error
     assert not (tmp_path / "out").exists()
-    if kind == signal.SIGINT:
+    if kind != signal.SIGKILL:
         assert not leftovers(tmp_path)
         assert error.endswith(f"interrupted; {tmp_path / 'out'} is as it was\n")

@@ -227,19 +227,20 @@ def test_a_loss_that_is_not_finite_ends_with_one_sentence(tmp_path: Path, monkey
 
 
 @pytest.mark.usefixtures("interruptible")
-def test_ctrl_c_keeps_the_last_checkpoint_and_says_where(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("kind", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_keeps_the_last_checkpoint_and_says_where(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], kind: signal.Signals
 ) -> None:
     last = tmp_path / "run" / "checkpoints" / "last.ckpt"
     step = DetectionModule.training_step
 
     def interrupted(self: DetectionModule, *arguments: Any) -> Any:
         if last.exists():
-            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(kind)
         return step(self, *arguments)
 
     monkeypatch.setattr(DetectionModule, "training_step", interrupted)
-    assert call(monkeypatch, *PLAIN, "--epochs", "1000", "--output", str(tmp_path / "run")) == 130
+    assert call(monkeypatch, *PLAIN, "--epochs", "1000", "--output", str(tmp_path / "run")) == 128 + kind
     error = capsys.readouterr().err
     assert f"the last checkpoint is {last}, and --resume {tmp_path / 'run'} goes on from it" in error
     assert "Traceback" not in error

@@ -10,6 +10,8 @@ import sys
 from collections.abc import Callable
 from typing import TextIO
 
+from .signals import interruptible
+
 __all__ = ["run"]
 
 
@@ -17,20 +19,22 @@ def run(main: Callable[[], None]) -> None:
     """Runs a command line.
 
     Bad input ends it with one sentence and exit status 2; so does a dependency that is not installed. Ctrl-C ends it
-    with status 130. It ends quietly, with the status of other Unix tools, where nobody reads its output any more, as in
-    `srtod info | head -1`.
+    with status 130, and SIGTERM and SIGHUP in the same way with 143 and 129. It ends quietly, with the status of other
+    Unix tools, where nobody reads its output any more, as in `srtod info | head -1`.
     """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="surrogateescape")  # names of files that are no UTF-8 come out as they are
+    received: list[int] = []
     try:
         try:
-            main()
+            with interruptible(received):
+                main()
         finally:
             sys.stdout.flush()  # at the interpreter's exit it would be too late to catch the error
     except KeyboardInterrupt as error:
         print(str(error) or "interrupted", file=sys.stderr)
-        raise SystemExit(130) from None
+        raise SystemExit(128 + (received or [signal.SIGINT])[0]) from None
     except (ValueError, TypeError, OSError) as error:
         unread = isinstance(error, BrokenPipeError) and _is_unread(sys.stdout)
         _drop_unwritten(sys.stdout)

@@ -159,7 +159,7 @@ class CocoDataset(DetectionDataset):
         boxes = corners.astype(np.float32).clip(0, limits)
         whole: np.ndarray = (boxes[:, 2:] > boxes[:, :2]).all(axis=1)
         self._warn_of(table, ~whole, "left out {} boxes, which have no area inside their image")
-        far: np.ndarray = whole & ((corners < -limits) | (corners > 2 * limits)).any(axis=1)
+        far = whole & ((corners < -limits) | (corners > 2 * limits)).any(axis=1)
         self._warn_of(table, far, "clipped {} boxes, which reach beyond their image by more than its size")
 
         def by_image(kept: np.ndarray, values: np.ndarray) -> dict[int, np.ndarray]:

@@ -107,7 +107,9 @@ class DataConfig:
         0.0, "probability of a change of brightness, contrast, saturation and hue in training", within="share"
     )
     copy_paste: int = option(
-        0, "at most so many tiny objects are pasted into each training image, copied within it", within="natural"
+        0,
+        "at most so many tiny objects, up to 100, are pasted into each training image, copied within it",
+        within="natural",
     )
     batch_size: int = option(2, "images a training step, on each device", within="positive", near=("batch", "bs"))
     workers: int = option(0, "processes that load images beside the training process", within="natural")

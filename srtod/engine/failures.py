@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +16,7 @@ import torch.distributed as dist
 from srtod._support.errors import first_line, is_out_of_memory
 
 from .config import TrainConfig
+from .distributed import check_processes
 
 __all__ = ["check_machine", "explained"]
 
@@ -22,6 +25,12 @@ TRACEBACK = "Original Traceback"
 
 LOST_PROCESS = ("Connection closed by peer", "Connection reset by peer", "NCCL communicator was aborted")
 """What is in the message of an error in a process that waits for another one of the run, which is gone."""
+
+LOST_LOG = "you tried to log"
+"""What is in the message of Lightning's error where TensorBoard's logger could not write."""
+
+DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS)
+"""Errors of a full or broken disk."""
 
 DEAD_LOADER = "exited unexpectedly"
 """What is in the message where such a process died and it is not always known of what."""
@@ -44,11 +53,12 @@ def check_machine(config: TrainConfig) -> None:
         raise ValueError(
             f"devices is {config.devices}, but PyTorch finds {torch.cuda.device_count()} CUDA devices; lower devices"
         )
-    if dist.is_torchelastic_launched() and int(os.environ["WORLD_SIZE"]) != config.devices * config.nodes:
+    cores = len(os.sched_getaffinity(0))
+    if not on_cuda and config.devices > cores:
         raise ValueError(
-            f"torchrun started {os.environ['WORLD_SIZE']} processes, but devices {config.devices} and nodes "
-            f"{config.nodes} make {config.devices * config.nodes}; pass the numbers that torchrun has"
+            f"devices is {config.devices}, but there are {cores} CPU cores for as many processes; lower devices"
         )
+    check_processes(config.devices, config.nodes)
 
 
 @contextmanager
@@ -63,21 +73,26 @@ def explained(config: TrainConfig, checkpoint: Path) -> Iterator[None]:
         ConnectionError: if another process of the run has ended.
         KeyboardInterrupt: if Ctrl-C was pressed.
         MemoryError: if there is not enough memory.
-        OSError: what processes that load images raise.
+        OSError: if a log cannot be written; also what processes that load images raise.
         ValueError: if the model cannot be compiled; also what processes that load images raise.
     """
     kept = f"{checkpoint.parents[1]} has no checkpoint yet"
     try:
-        yield
+        with _quiet_threads():
+            yield
     except SystemExit:  # Lightning's answer to Ctrl-C, which it leaves switched off
         signal.signal(signal.SIGINT, signal.default_int_handler)
         if checkpoint.exists():
             kept = f"the last checkpoint is {checkpoint}, and --resume {checkpoint.parents[1]} goes on from it"
         raise KeyboardInterrupt(f"interrupted; {kept}") from None
     except (OSError, ValueError) as error:
-        if TRACEBACK not in str(error):
-            raise
-        raise type(error)(_sentence(error)) from None
+        if TRACEBACK in str(error):
+            raise type(error)(_sentence(error)) from None
+        if reason := _why_not_written(error):
+            folder = checkpoint.parents[1]
+            cure = f"--resume {folder} goes on" if checkpoint.exists() else "start the run again"
+            raise OSError(f"the logs in {folder} could not be written ({reason}); make room, and {cure}") from error
+        raise
     except (MemoryError, RuntimeError) as error:
         if config.devices * config.nodes > 1 and _has_lost_a_process(error):
             # What that one said stays in sight, which it would not under the traceback.
@@ -101,6 +116,36 @@ def explained(config: TrainConfig, checkpoint: Path) -> Iterator[None]:
                 f"Triton on CUDA: install them, or leave out compile"
             ) from error
         raise
+
+
+@contextmanager
+def _quiet_threads() -> Iterator[None]:
+    """Inside, TensorBoard's thread prints no traceback where it cannot write; the main thread hears of it."""
+    tell = threading.excepthook
+
+    def hook(failure: threading.ExceptHookArgs) -> None:
+        if not (isinstance(failure.exc_value, OSError) and failure.exc_value.errno in DISK):
+            tell(failure)
+
+    threading.excepthook = hook
+    try:
+        yield
+    finally:
+        threading.excepthook = tell
+
+
+def _why_not_written(error: BaseException) -> str | None:
+    """What the operating system said where a log could not be written; None if an error means something else.
+
+    Checkpoints and the report name their files. Of the loggers, TensorBoard's does not let the error itself through.
+    """
+    origin: BaseException | None = error
+    if LOST_LOG in str(error):
+        while origin is not None and not isinstance(origin, OSError):
+            origin = origin.__cause__ or origin.__context__
+    if isinstance(origin, OSError) and origin.errno in DISK and (origin is not error or origin.filename is None):
+        return origin.strerror
+    return None
 
 
 def _has_lost_a_process(error: BaseException) -> bool:

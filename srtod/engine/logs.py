@@ -9,6 +9,8 @@ from pathlib import Path
 
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
 
+from srtod._support.files import replacing
+
 from .distributed import is_main_process
 
 __all__ = ["check_wandb", "make_loggers", "wandb_logger"]
@@ -63,7 +65,8 @@ def wandb_logger(folder: Path, project: str) -> WandbLogger:
     identity = logs / WANDB_ID
     if is_main_process() and not identity.is_file():
         logs.mkdir(exist_ok=True)
-        identity.write_text(secrets.token_hex(4))
+        with replacing(identity) as file:
+            file.write(secrets.token_hex(4))
     run = identity.read_text() if identity.is_file() else None  # only rank 0 needs it
     return WandbLogger(name=folder.name, save_dir=logs, project=project, version=run)
 

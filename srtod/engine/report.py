@@ -13,7 +13,7 @@ import lightning
 import torch
 import torchvision
 
-from srtod._support.files import replacing_folder
+from srtod._support.folders import replacing_folder
 from srtod._support.machine import processor
 from srtod._version import __version__
 from srtod.data import DetectionDataset
@@ -38,6 +38,7 @@ __all__ = ["REPORT", "SUMMARY", "source_commit", "write_report"]
 
 REPORT = "report"
 SUMMARY = f"{REPORT}/metrics.json"
+CONTENT = ("metrics.json", "per_class.md", "pr_curves.png", "panels")
 
 
 def write_report(
@@ -98,7 +99,7 @@ def write_report(
         "config": config.as_dict(),
     }
     try:
-        with replacing_folder(folder / REPORT, alone=True) as report:
+        with replacing_folder(folder / REPORT, CONTENT) as report:
             (report / "metrics.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
             (report / "per_class.md").write_text(_classes(evaluation), encoding="utf-8")
             plot_curves(evaluation.curves).savefig(report / "pr_curves.png")

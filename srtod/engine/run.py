@@ -5,17 +5,15 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shutil
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import yaml
 from lightning.pytorch.utilities import rank_zero_only
 
-from srtod._support.files import replacing
 from srtod._version import __version__
 from srtod.data import DetectionDataset
 from srtod.models import ANCHORS
@@ -26,13 +24,11 @@ from .callbacks.checkpoints import LAST, RANDOM_STATE
 from .config import TrainConfig
 from .data import DetectionData, object_sizes, objects_per_image
 from .distributed import is_main_process
+from .folder import CONFIG, JOB, new_folder, resumed_folder
 from .presets import read_config
 from .report import SUMMARY
 
-__all__ = ["Run", "check_options", "read_run", "requeued_run", "start_folder", "with_saved_options"]
-
-CONFIG = "config.yaml"
-JOB = "slurm_job_id"
+__all__ = ["Run", "check_options", "read_run", "requeued_run", "with_saved_options"]
 
 PATHS = ("data", "train_json", "train_images", "test_json", "test_images")
 NEEDED: dict[str, type] = {
@@ -56,7 +52,7 @@ class Run:
     """A training run: a new one, or one that is resumed.
 
     Attributes:
-        folder: its folder; `begin` makes that of a new run.
+        folder: its folder; `begun` makes that of a new run.
         config: its configuration.
         fingerprints: `fingerprint` of its "training" and its "test" set.
         checkpoint: the file to resume from; None in a new run.
@@ -74,27 +70,30 @@ class Run:
     detector: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
-    def open(cls, config: TrainConfig, data: DetectionData) -> Run:
-        """Opens the run that `config` asks for; nothing is written yet.
+    @contextmanager
+    def open(cls, config: TrainConfig, data: DetectionData) -> Iterator[Run]:
+        """Opens the run that `config` asks for; no file of it is written yet.
 
-        With `resume`, or in a job that SLURM has queued again, this is a run with a checkpoint.
+        With `resume`, or in a job that SLURM has queued again, this is a run with a checkpoint. Its folder is locked
+        inside, by the process of rank 0.
 
         Raises:
             FileNotFoundError: if the run to resume has no checkpoint.
-            ValueError: if a file of the run to resume is damaged, its data has changed, or it has finished; or if the
-                anchor scale cannot be fitted.
+            ValueError: if a file of the run to resume is damaged, its data has changed, it has finished, or another
+                process trains it; or if the anchor scale cannot be fitted.
         """
         path = Path(config.output or f"runs/{data.name}")
         if config.resume is None and (requeued := requeued_run(path)):
             config = read_run(requeued)
         fingerprints = {"training": fingerprint(data.train_set), "test": fingerprint(data.test_set)}
-        if config.resume is None:
-            run = cls(path, _with_absolute_paths(_with_fitted_anchors(config, data)), fingerprints)
-        else:
-            run = cls._resume(Path(config.resume), config, fingerprints)
         if is_main_process():
-            _warn_of_more_objects_than_detections(run.config, data)
-        return run
+            _warn_of_more_objects_than_detections(config, data)
+        if config.resume is None:
+            yield cls(path, _with_absolute_paths(_with_fitted_anchors(config, data)), fingerprints)
+            return
+        folder = Path(config.resume)
+        with resumed_folder(folder) if is_main_process() else nullcontext():
+            yield cls._resume(folder, config, fingerprints)
 
     @classmethod
     def _resume(cls, folder: Path, config: TrainConfig, fingerprints: dict[str, tuple[int, str]]) -> Run:
@@ -117,8 +116,9 @@ class Run:
             detector=content[DESCRIPTION],
         )
 
-    def begin(self, detector: Mapping[str, Any]) -> Run:
-        """Makes the folder of a new run, in the process of rank 0; checks the detector of one that is resumed.
+    @contextmanager
+    def begun(self, detector: Mapping[str, Any]) -> Iterator[Run]:
+        """Makes the folder of a new run, see `new_folder`; checks the detector of one that is resumed.
 
         Args:
             detector: description of the detector to train, see `srtod.models.checkpoint.describe`.
@@ -127,11 +127,13 @@ class Run:
             OSError: if the folder cannot be made.
             ValueError: if the checkpoint holds another detector.
         """
+        if self.checkpoint is None and is_main_process():
+            with new_folder(self.folder, self.config) as folder:
+                yield replace(self, folder=folder)
+            return
         if self.checkpoint is not None:
             _check_same_detector(self.checkpoint, self.detector, detector)
-        elif is_main_process():
-            return replace(self, folder=start_folder(self.folder, self.config))
-        return self
+        yield self
 
 
 def read_run(folder: Path) -> TrainConfig:
@@ -324,41 +326,5 @@ def _warn_of_more_objects_than_detections(config: TrainConfig, data: DetectionDa
         warnings.warn(
             f"{' and '.join(found)} hold more objects than the {limit} detections an image may have, up to {most}: the "
             f"rest can never be found; raise detections_per_image",
-            stacklevel=4,  # the caller of `train`
+            stacklevel=5,  # the caller of `train`
         )
-
-
-def start_folder(path: Path, config: TrainConfig) -> Path:
-    """Makes the folder `path`, or the first of `path-2`, `path-3`, ... that does not exist yet, with the configuration.
-
-    In a SLURM job it also records which job the run belongs to, for `requeued_run`.
-
-    Raises:
-        OSError: if it cannot be made.
-    """
-    number = 1
-    while True:
-        folder = path if number == 1 else path.with_name(f"{path.name}-{number}")
-        try:
-            folder.mkdir(parents=True)
-        except FileExistsError:
-            number += 1
-        except OSError as error:
-            raise _no_folder(folder, error) from error
-        else:
-            break
-    try:
-        with replacing(folder / CONFIG) as file:
-            yaml.safe_dump(config.as_dict(), file, sort_keys=False)
-        if job := os.environ.get("SLURM_JOB_ID"):
-            (folder / JOB).write_text(job)
-    except BaseException as error:
-        shutil.rmtree(folder, ignore_errors=True)  # otherwise the next try would take the next number
-        if isinstance(error, OSError):
-            raise _no_folder(folder, error) from error
-        raise
-    return folder
-
-
-def _no_folder(folder: Path, error: OSError) -> OSError:
-    return OSError(f"the run's folder {folder} cannot be made ({error.strerror or error}); choose another output")

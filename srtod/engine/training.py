@@ -24,6 +24,7 @@ from .module import DetectionModule
 from .report import source_commit, write_report
 from .run import Run, with_saved_options
 from .trainer import make_trainer
+from .waiting import waiting_watched
 
 __all__ = ["TrainedRun", "train"]
 
@@ -35,8 +36,9 @@ class TrainedRun(NamedTuple):
 
     Attributes:
         folder: `config.yaml`, `checkpoints/` (`best.ckpt` with its detections, `last.ckpt`), `logs/` (CSV and
-            TensorBoard) and `report/`, see `srtod.engine.report.write_report`. Under SLURM it also holds
-            `slurm_job_id` and `slurm/`, which Lightning saves at the end of a job and no run is resumed from.
+            TensorBoard) and `report/`, see `srtod.engine.report.write_report`. `lock` is locked while a process trains
+            the run. Under SLURM it also holds `slurm_job_id` and `slurm/`, which Lightning saves at the end of a job
+            and no run is resumed from.
         metrics: the metrics of the best checkpoint, see `srtod.evaluation.evaluate_detections`.
     """
 
@@ -79,17 +81,24 @@ def train(config: TrainConfig, make_module: MakeModule | None = None) -> Trained
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     data = DetectionData(config.data, config.seed)
-    run = Run.open(config, data)
-    L.seed_everything(run.config.seed, verbose=False)
-    module = (make_module or DetectionModule)(run.config, data.train_set.class_names, data.train_set.category_ids)
-    run = run.begin(module.description)
-    trainer = make_trainer(run, data)
-    if not run.finished:
-        with explained(run.config, run.folder / LAST), warnings.catch_warnings():
-            # Lightning does not know that the samplers start where the run stopped.
-            warnings.filterwarnings("ignore", "You're resuming from a checkpoint that ended before the epoch ended")
-            trainer.fit(module, data, ckpt_path=run.checkpoint, weights_only=True)
-        run = replace(run, folder=trainer.strategy.broadcast(run.folder))
+    with Run.open(config, data) as opened:
+        L.seed_everything(opened.config.seed, verbose=False)
+        make = make_module or DetectionModule
+        module = make(opened.config, data.train_set.class_names, data.train_set.category_ids)
+        with opened.begun(module.description) as run:
+            return _fit(run, module, data, commit)
+
+
+def _fit(run: Run, module: DetectionModule, data: DetectionData, commit: str | None) -> TrainedRun:
+    """Trains the run, or the rest of it, and writes its report."""
+    with explained(run.config, run.folder / LAST):
+        trainer = make_trainer(run, data)
+        if not run.finished:
+            with warnings.catch_warnings(), waiting_watched(run.config.devices * run.config.nodes):
+                # Lightning does not know that the samplers start where the run stopped.
+                warnings.filterwarnings("ignore", "You're resuming from a checkpoint that ended before the epoch ended")
+                trainer.fit(module, data, ckpt_path=run.checkpoint, weights_only=True)
+            run = replace(run, folder=trainer.strategy.broadcast(run.folder))
     if not is_main_process():
         return TrainedRun(run.folder, {})
     return _report(run, data, commit, trainer)

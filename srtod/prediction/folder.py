@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from torch import Tensor
 from tqdm import tqdm
 
-from srtod._support.files import replacing_folder
+from srtod._support.folders import is_leftover, replacing_folder
 from srtod._version import __version__
 from srtod.data.coco import name_some
 from srtod.data.image import ImageError, read_image
@@ -23,8 +24,11 @@ from .predictor import Predictor, batches
 
 __all__ = ["Predicted", "predict_folder"]
 
-CONTENT = ("detections.json", "images.json", "pictures", "figures")
+DETECTIONS, IMAGES, PICTURES, FIGURES = "detections.json", "images.json", "pictures", "figures"
 """All that a folder of predictions holds."""
+
+DESCRIPTION = "images that srtod"
+"""How the description in `images.json` begins."""
 
 
 class Predicted(NamedTuple):
@@ -59,8 +63,8 @@ def predict_folder(
         pictures/         each image with its detections, see `srtod.visualization.draw_detections`
         figures/          the way from each image to its enhanced features, see `reconstruction_figure`
 
-    The folder is made under another name beside its place and gets its own when it is complete: after an error or
-    Ctrl-C there is what was there before. One batch of images is held at a time.
+    It is there when it is complete: after an error or Ctrl-C there is what was there before, see `replacing_folder`.
+    One batch of images is held at a time.
 
     Args:
         predictor: the detector.
@@ -71,10 +75,10 @@ def predict_folder(
         score: detections must score at least this to be drawn; detections.json has them all.
         skip_bad_images: whether images that cannot be decoded are left out and counted; otherwise the first one ends
             it all.
-        overwrite: whether a folder of predictions that is already there is replaced.
+        overwrite: whether predictions that are already there are replaced.
 
     Raises:
-        FileExistsError: if `out` exists and is not empty, and `overwrite` is not given or it holds other things.
+        FileExistsError: if `out` is a file, or holds predictions without `overwrite`, or anything else.
         OSError: if `out` cannot be written.
         ValueError: if an image cannot be decoded, or has another size than its COCO file says; if that file has other
             categories than the detector; if figures are asked of a detector without self-reconstruction.
@@ -89,8 +93,8 @@ def predict_folder(
     skipped: list[str] = []
     found = 0
     with (
-        replacing_folder(out) as folder,
-        (folder / "detections.json").open("w", encoding="utf-8") as file,
+        replacing_folder(out, (DETECTIONS, IMAGES, PICTURES, FIGURES)) as folder,
+        (folder / DETECTIONS).open("w", encoding="utf-8") as file,
         tqdm(total=len(images.entries), unit="image") as progress,
     ):
         file.write("[")
@@ -104,9 +108,9 @@ def predict_folder(
                 png = pngs[entry["file_name"]]
                 if pictures:
                     picture = draw_detections(image, detections, predictor.class_names, score=score)
-                    _save(picture, folder / "pictures" / png)
+                    _save(picture, folder / PICTURES / png)
                 if figures:
-                    _save(reconstruction_figure(predictor.reconstruct(image)), folder / "figures" / png)
+                    _save(reconstruction_figure(predictor.reconstruct(image)), folder / FIGURES / png)
                 shown.append({**entry, "width": image.shape[2], "height": image.shape[1]})
             progress.update(len(shown) + len(skipped) - progress.n)
         file.write("\n]\n")
@@ -114,7 +118,7 @@ def predict_folder(
             raise ValueError(
                 f"none of the {len(skipped)} images can be read, the first of them {name_some(skipped[:1])}"
             )
-        (folder / "images.json").write_text(_images_json(predictor, shown, skipped), encoding="utf-8")
+        (folder / IMAGES).write_text(_images_json(predictor, shown, skipped), encoding="utf-8")
         _check_replaceable(out, overwrite)  # much may have happened there in the meantime
     return Predicted(len(shown), found, skipped)
 
@@ -125,12 +129,37 @@ def _check_replaceable(out: Path, overwrite: bool) -> None:
         return
     if not out.is_dir():
         raise FileExistsError(f"{out} is a file; pass the path of a folder that is to be made")
-    content = sorted(path.name for path in out.iterdir())
-    others = [name for name in content if name not in CONTENT]
+    content = set(_content(out))
+    others = content - _predictions(out) if {DETECTIONS, IMAGES} <= content else content
     if others:
-        raise FileExistsError(f"{out} holds other things than predictions ({name_some(others)}); pass a new folder")
+        raise FileExistsError(
+            f"{out} holds other things than predictions ({name_some(sorted(others))}); pass a new folder"
+        )
     if content and not overwrite:
         raise FileExistsError(f"{out} already holds predictions; pass another folder, or set overwrite to replace them")
+
+
+def _content(folder: Path) -> Iterator[str]:
+    """What a folder holds, with what its subfolders hold; without what is not complete."""
+    for place, folders, names in os.walk(folder):
+        here = Path(place)
+        if here == folder:
+            folders[:] = [name for name in folders if not is_leftover(here / name)]
+        links = [name for name in folders if (here / name).is_symlink()]
+        empty = [] if here == folder or folders or names else ["."]
+        yield from ((here / name).relative_to(folder).as_posix() for name in (*names, *links, *empty))
+
+
+def _predictions(folder: Path) -> set[str]:
+    """The files that a folder of predictions can have, by its `images.json`; none if this module did not write that."""
+    try:
+        listed = json.loads((folder / IMAGES).read_text(encoding="utf-8"))
+        if not listed["info"]["description"].startswith(DESCRIPTION):
+            return set()
+        pngs = _picture_names([entry["file_name"] for entry in listed["images"]] + listed["info"]["skipped"]).values()
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        return set()
+    return {DETECTIONS, IMAGES} | {f"{kind}/{png}" for kind in (PICTURES, FIGURES) for png in pngs}
 
 
 def _check_categories(predictor: Predictor, categories: list[dict[str, Any]] | None) -> None:
@@ -165,14 +194,24 @@ def _samples(images: ImageList, skipped: list[str] | None) -> Iterator[tuple[Ten
         yield image, entry
 
 
-def _picture_names(names: list[str]) -> dict[str, str]:
-    """The name of each image's picture: `a/b.png` for `a/b.jpg`, but `a/b.jpg.png` where there is `a/b.tif` too."""
-    paths = {name: Path(*(part for part in Path(name).parts if part not in ("/", ".."))) for name in names}
+def _picture_names(names: Iterable[str]) -> dict[str, str]:
+    """The name of each image's picture, which no other one has.
+
+    It is `a/b.png` for `a/b.jpg`, but `a/b.jpg.png` where there is `a/b.tif` too. Where an image has that name, it is
+    `a/b.jpg-2.png`.
+    """
+    paths = {name: Path(*(part for part in Path(name).parts if part not in ("/", ".."))) for name in sorted(names)}
     stems = Counter(path.with_suffix("") for path in paths.values())
-    return {
-        name: f"{path}.png" if stems[path.with_suffix("")] > 1 else str(path.with_suffix(".png"))
-        for name, path in paths.items()
-    }
+    taken = {folder for path in paths.values() for folder in path.parents}
+    pictures: dict[str, str] = {}
+    for name, path in paths.items():
+        picture = Path(f"{path}.png") if stems[path.with_suffix("")] > 1 else path.with_suffix(".png")
+        number = 2
+        while picture in taken:
+            picture, number = Path(f"{path}-{number}.png"), number + 1
+        taken.add(picture)
+        pictures[name] = picture.as_posix()
+    return pictures
 
 
 def _save(picture: Any, path: Path) -> None:
@@ -185,5 +224,5 @@ def _images_json(predictor: Predictor, shown: list[dict[str, Any]], skipped: lis
         {"id": category, "name": name}
         for category, name in zip(predictor.category_ids, predictor.class_names, strict=True)
     ]
-    info = {"description": f"images that srtod {__version__} found objects in", "skipped": skipped}
+    info = {"description": f"{DESCRIPTION} {__version__} found objects in", "skipped": skipped}
     return json.dumps({"info": info, "images": shown, "annotations": [], "categories": categories}, indent=1) + "\n"

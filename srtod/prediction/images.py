@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -37,7 +38,8 @@ def find_images(
 ) -> ImageList:
     """The images of a folder and its subfolders, or one image, with their ids.
 
-    Files are taken for images by their suffix, hidden ones (`.name`) never; a single image may have any name. Without
+    Files are taken for images by their suffix, hidden ones (`.name`) never; a single image may have any name. Links to
+    folders are followed, unless they lead to a folder that was searched under another name. Without
     a COCO file they are numbered from 1 in the order of their names. With one they are the images that it lists, its
     ids theirs, and others of the folder are left out.
 
@@ -68,7 +70,7 @@ def find_images(
             f"{without}, where the predictions are to go, contains the images of {source}; choose another OUT"
         )
     files = _files(source, Path(without) if without else None)
-    images = [name for name in files if Path(name).suffix.lower() in SUFFIXES]
+    images = [name for name in files if Path(name).suffix.lower() in SUFFIXES and (source / name).is_file()]
     if truth is None:
         if not images:
             suffixes = ", ".join(sorted(SUFFIXES))
@@ -88,14 +90,28 @@ def find_images(
 
 def _files(folder: Path, without: Path | None) -> list[str]:
     """The files of a folder and its subfolders, relative to it, in the order of their names; hidden ones left out."""
-    left_aside = without.resolve() if without else None
-    return [
-        path.relative_to(folder).as_posix()
-        for path in sorted(folder.rglob("*"))
-        if path.is_file()
-        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
-        and left_aside not in path.resolve().parents
-    ]
+    searched = set() if without is None else {os.path.realpath(without)}
+    return [path.relative_to(folder).as_posix() for path in sorted(_search(folder, searched))]
+
+
+def _search(folder: Path, searched: set[str]) -> Iterator[Path]:
+    """The files of a folder and its subfolders, those that are links last; each folder once, and no hidden one.
+
+    Args:
+        folder: where to begin.
+        searched: the real paths of folders to leave out; those that are found are added.
+    """
+    waiting = [folder]
+    while waiting:
+        for place, folders, names in os.walk(waiting.pop(0)):
+            here, real = Path(place), os.path.realpath(place)
+            if real in searched:
+                folders.clear()
+                continue
+            searched.add(real)
+            folders[:] = sorted(name for name in folders if not name.startswith("."))
+            waiting += [here / name for name in folders if (here / name).is_symlink()]
+            yield from (here / name for name in names if not name.startswith("."))
 
 
 def _by_name(entries: list[dict[str, Any]], coco: str | Path | None, allow_outside: bool) -> dict[str, dict[str, Any]]:

@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 from srtod._support.files import replacing
+from srtod._support.locks import locked
 from srtod._version import __version__
 from srtod.engine.report import source_commit
 from srtod.engine.run import CHANGEABLE, PATHS
 
 from .definition import Plan, Study
 
-__all__ = ["CODE", "RunFolder", "State", "StudyFolder", "code_version", "locked", "planned", "portable"]
+__all__ = ["CODE", "RunFolder", "State", "StudyFolder", "code_version", "planned", "portable"]
 
 CODE = ("srtod", "csrc")
 """What of a checkout makes the numbers of a run: commits that leave it as it is do not count."""
@@ -28,28 +28,6 @@ State: TypeAlias = Literal["new", "stopped", "running", "done", "failed"]
 def code_version() -> dict[str, str | None]:
     """What code runs: the version, and the commit of the checkout that changed it last."""
     return {"version": __version__, "commit": source_commit(*CODE)}
-
-
-@contextmanager
-def locked(path: Path, *, wait: bool = False) -> Iterator[bool]:
-    """Locks a file as long as the block, and this process, lives; whether it could be locked.
-
-    The operating system frees the lock of a process that dies.
-
-    Args:
-        path: the file, made if it is not there.
-        wait: whether to wait for another process that has it locked.
-    """
-    with path.open("a") as file:
-        yield _lock(file, wait)
-
-
-def _lock(file: IO[str], wait: bool) -> bool:
-    try:
-        fcntl.lockf(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-    except BlockingIOError:
-        return False
-    return True
 
 
 @dataclass(frozen=True)

@@ -8,11 +8,11 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from types import FrameType
 from typing import NamedTuple
+
+from srtod._support.signals import interruptible
 
 from .definition import Plan, Study
 from .folder import RunFolder, StudyFolder, code_version, planned, portable
@@ -90,7 +90,7 @@ def run_study(
     progress = _Progress(folder, plans, jobs)
     waiting, running = list(plans), list[_Running]()
     failed, elsewhere = list[RunFolder](), list[RunFolder]()
-    with _ended_by_sigterm():
+    with interruptible():
         try:
             while waiting or running:
                 while waiting and len(running) < jobs:
@@ -160,20 +160,6 @@ def _record_failure(study: Study, run: _Running, status: int) -> None:
     if run.folder.read("plan") is None:
         run.folder.write("plan", {**plan, "options": portable(plan["options"]), "commits": [plan["commit"]]})
     run.folder.write("run", {"status": "failed", **{k: v for k, v in plan.items() if k != "options"}, "error": why})
-
-
-@contextmanager
-def _ended_by_sigterm() -> Iterator[None]:
-    """Inside, SIGTERM does what Ctrl-C does."""
-
-    def end(number: int, frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, end)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def _end(processes: Sequence[subprocess.Popen[str]]) -> None:

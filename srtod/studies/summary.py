@@ -12,11 +12,12 @@ from typing import Any, NamedTuple
 from matplotlib.figure import Figure
 
 from srtod._support.files import replacing
+from srtod._support.locks import locked
 from srtod.engine import TrainConfig
 from srtod.engine.run import CHANGEABLE, PATHS
 
 from .definition import Study
-from .folder import RunFolder, StudyFolder, locked
+from .folder import RunFolder, StudyFolder
 from .statistics import Difference, Mean, mean, paired_difference
 
 __all__ = ["COLUMNS", "METRICS", "Run", "check_matched", "read_runs", "write_summary"]

@@ -19,7 +19,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from srtod._support.cli import run
 from srtod._support.errors import first_line
+from srtod._support.folders import remove_leftovers
+from srtod._support.locks import locked
 from srtod.engine import TrainConfig, train
 from srtod.engine.callbacks.checkpoints import BEST, LAST, best_detections
 from srtod.engine.report import SUMMARY
@@ -27,7 +30,7 @@ from srtod.engine.run import read_run
 from srtod.models.checkpoint import METRICS, read_checkpoint, write_checkpoint
 
 from .controls import ControlledModule
-from .folder import RunFolder, locked, portable
+from .folder import RunFolder, portable
 
 __all__ = ["TAKEN", "work"]
 
@@ -52,6 +55,7 @@ def work(folder: RunFolder, plan: Mapping[str, Any], threads: int) -> int:
             return TAKEN
         if folder.state_on_disk == "done":
             return 0
+        remove_leftovers(folder.path)
         commits = (folder.read("plan") or {}).get("commits", [])
         if plan["commit"] not in commits:
             commits = [*commits, plan["commit"]]
@@ -159,4 +163,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -358,7 +358,8 @@ def test_only_what_is_asked_for_is_there() -> None:
         ({"scale_jitter": (0.0, 1.0)}, "scale_jitter must be two positive factors"),
         ({"scale_jitter": (1.0,)}, "scale_jitter must be two positive factors"),
         ({"crop": 0}, "crop must be at least 1 pixel"),
-        ({"copy_paste": -1}, "copy_paste must not be negative"),
+        ({"copy_paste": -1}, "copy_paste must be from 0 to 100, got -1"),
+        ({"copy_paste": 99999}, "copy_paste must be from 0 to 100, got 99999"),
     ],
 )
 def test_bad_options(options: dict[str, Any], message: str) -> None:

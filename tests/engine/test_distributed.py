@@ -10,6 +10,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -160,6 +161,45 @@ def test_two_processes_that_are_killed_go_on_to_the_end_of_the_whole_run(tmp_pat
         assert all(
             torch.equal(one, other["torch"]) for one, other in zip(states, expected["random_state"], strict=True)
         )
+
+
+def test_a_wait_for_other_machines_is_told_and_can_be_ended(tmp_path: Path) -> None:
+    code = "from srtod.engine import waiting\nwaiting.PATIENCE = 1.0\n"
+    code += "from srtod import train\nfrom srtod._support.cli import run\nrun(train.main)"
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, *OPTIONS, "--nodes", "2", "--output", str(tmp_path / "run")],
+        env=os.environ | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29518", "NODE_RANK": "0", "OMP_NUM_THREADS": "1"},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stderr is not None
+    said = next(line for line in process.stderr if line.startswith("waiting"))
+    assert said.startswith("waiting for the 2 processes of the run to meet at 127.0.0.1:29518 (MASTER_ADDR and ")
+    process.send_signal(signal.SIGTERM)
+    assert "interrupted while waiting" in process.communicate(timeout=60)[1]
+    assert process.returncode == 128 + signal.SIGTERM
+
+
+@pytest.mark.slow
+def test_a_signal_ends_both_processes_and_keeps_the_last_checkpoint(tmp_path: Path) -> None:
+    last = tmp_path / "run" / "checkpoints" / "last.ckpt"
+    options = (*OPTIONS, "--devices", "2", "--epochs", "1000", "--output", str(tmp_path / "run"))
+    process = subprocess.Popen(
+        [sys.executable, "-m", "srtod.train", *options],
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        stdout=subprocess.DEVNULL,
+        stderr=(tmp_path / "said").open("w"),
+    )
+    deadline = time.monotonic() + 120
+    while not last.exists() and process.poll() is None:
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=60) == 128 + signal.SIGTERM
+    said = (tmp_path / "said").read_text()
+    assert f"the last checkpoint is {last}, and --resume {tmp_path / 'run'} goes on from it" in said
+    assert "Traceback" not in said
+    read_checkpoint(last)
 
 
 def test_one_process_that_is_its_own_share_sees_everything() -> None:

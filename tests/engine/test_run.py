@@ -15,7 +15,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from srtod.data import SwarmDataset
 from srtod.engine import DataConfig, DetectionData, DetectionModule, ModelConfig, TrainConfig, TrainedRun, train
+from srtod.engine.folder import new_folder
 from srtod.engine.run import Run, read_run, requeued_run, with_saved_options
 from srtod.models.checkpoint import load_detector, read_checkpoint, write_checkpoint
 
@@ -383,6 +384,7 @@ def test_a_run_whose_data_changed_is_refused(
 def test_slurm_starts_a_job_again_in_its_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SLURM_JOB_ID", "17")
     (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "notes").touch()
     folder = stopped(tmp_path, replace(PLAIN, early_stop=None))
     assert folder.name == "run"
     assert requeued_run(tmp_path / "run") is None  # another job, which asks for the same folder
@@ -416,6 +418,87 @@ def test_bad_input_leaves_no_folder(
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("was_there", [False, True])
+def test_a_run_that_fails_on_its_data_leaves_no_folder(coco_run: Path, tmp_path: Path, was_there: bool) -> None:
+    data = Path(shutil.copytree(coco_run / "data", tmp_path / "data"))
+    for image in data.glob("*.png"):
+        image.write_bytes(image.read_bytes()[:-500])
+    config = DataConfig(train_json=str(data / "all.json"), train_images=str(data), test_json=str(data / "all.json"))
+    if was_there:
+        (tmp_path / "run").mkdir()
+    with pytest.raises(ValueError, match="cannot be read as an image"):
+        train(replace(START, data=config, output=str(tmp_path / "run")))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["data"] + ["run"] * was_there
+    assert not was_there or not list((tmp_path / "run").iterdir())
+
+
+def test_a_run_that_fails_after_its_first_checkpoint_keeps_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    step = DetectionModule.training_step
+
+    def failing(self: DetectionModule, *arguments: Any) -> Any:
+        if (tmp_path / "run" / "checkpoints" / "last.ckpt").exists():
+            raise OSError(5, "Input/output error", "a.jpg")
+        return step(self, *arguments)
+
+    monkeypatch.setattr(DetectionModule, "training_step", failing)
+    with pytest.raises(OSError, match=r"Input/output error: 'a\.jpg'"):
+        train(replace(PLAIN, output=str(tmp_path / "run")))
+    assert (tmp_path / "run" / "config.yaml").is_file()
+
+
+LOCKED = """
+import fcntl, sys, time
+file = open(sys.argv[1], "a")
+fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+print("locked", flush=True)
+time.sleep(60)
+"""
+
+
+@contextmanager
+def locked_by_another(path: Path) -> Iterator[None]:
+    with subprocess.Popen([sys.executable, "-c", LOCKED, str(path)], stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "locked\n"
+        yield
+        other.kill()
+
+
+def test_a_run_is_trained_by_one_process_at_a_time(copied: Path) -> None:
+    left = copied / "checkpoints" / ".last.ckpt.0123abcd.part"  # of a process that was killed
+    left.touch()
+    with locked_by_another(copied / "lock"):
+        with pytest.raises(ValueError, match=r"another process trains the run in .*moved; wait until it has ended, or"):
+            train(TrainConfig(resume=str(copied)))
+        assert left.exists()
+    train(TrainConfig(resume=str(copied)))
+    assert not left.exists()
+
+
+def test_a_folder_is_taken_if_it_is_free(tmp_path: Path) -> None:
+    for name in ("run", "run-2", "run-4"):
+        (tmp_path / name).mkdir()
+    inode = (tmp_path / "run").stat().st_ino  # as of a folder that is mounted
+    (tmp_path / "run-3").touch()
+    with ExitStack() as runs:
+        first = runs.enter_context(new_folder(tmp_path / "run", START))
+        assert (first, first.stat().st_ino) == (tmp_path / "run", inode)
+        with locked_by_another(tmp_path / "run-2" / "lock"):  # by one that has begun at the same moment
+            assert runs.enter_context(new_folder(tmp_path / "run", START)) == tmp_path / "run-4"
+        assert runs.enter_context(new_folder(tmp_path / "run", START)) == tmp_path / "run-2"
+        assert runs.enter_context(new_folder(tmp_path / "run", START)) == tmp_path / "run-5"
+
+
+def test_a_full_disk_leaves_no_folder_of_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(yaml, "safe_dump", full)
+    with pytest.raises(OSError, match=r"r2 cannot be made \(No space left on device\); choose another output$"):
+        train(replace(START, output=str(tmp_path / "r2")))
+    assert not list(tmp_path.iterdir())
+
+
 def test_an_output_that_cannot_be_made_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(OSError, match=r"file/run cannot be made \(Not a directory\); choose another output"):
@@ -444,8 +527,9 @@ def test_anchors_without_a_scale_cannot_be_fitted(tmp_path: Path, detector: str)
 
 def test_more_objects_than_detections_are_warned_of_once(tmp_path: Path) -> None:
     model = replace(START.model, detections_per_image=45)
-    with pytest.warns(UserWarning, match="hold more objects than") as warned:
-        Run.open(replace(START, model=model, output=str(tmp_path / "run")), DetectionData(START.data, START.seed))
+    config, data = replace(START, model=model, output=str(tmp_path / "run")), DetectionData(START.data, START.seed)
+    with pytest.warns(UserWarning, match="hold more objects than") as warned, Run.open(config, data):
+        assert not (tmp_path / "run").exists()
     [message] = [str(warning.message) for warning in warned if "hold more objects" in str(warning.message)]
     assert message == (
         "6 of 10 training images and 1 of 2 test images hold more objects than the 45 detections an image may have, up "

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import csv
+import os
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -163,9 +165,41 @@ def test_what_a_machine_without_cuda_cannot_do_is_refused(
         check_machine(replace(CONFIG, **options))
 
 
-def test_other_numbers_than_torchrun_s_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.distributed, "is_torchelastic_launched", lambda: True)
-    monkeypatch.setenv("WORLD_SIZE", "4")
-    check_machine(replace(CONFIG, devices=2, nodes=2))
-    with pytest.raises(ValueError, match="torchrun started 4 processes, but devices 2 and nodes 1 make 2"):
-        check_machine(replace(CONFIG, devices=2))
+@pytest.mark.parametrize(
+    ("options", "environment", "message"),
+    [
+        ({}, {"RANK": "1"}, r"^RANK is 1 in the environment, as if .* nothing has started the others; unset RANK$"),
+        ({"devices": 2}, {"RANK": "1"}, "unset RANK$"),
+        ({}, {"LOCAL_RANK": "1"}, "unset LOCAL_RANK$"),
+        ({}, {"SLURM_PROCID": "2"}, "unset SLURM_PROCID$"),
+        ({"devices": 2}, {"NODE_RANK": "1"}, "NODE_RANK is 1 in the environment, but nodes is 1; unset NODE_RANK$"),
+        ({}, {"SLURM_NTASKS": "4"}, "SLURM_NTASKS is 4 in the environment, but devices 1 and nodes 1 make 1; pass"),
+        ({"devices": 2}, {"SLURM_NTASKS": "2"}, "srun did not start this process with --ntasks-per-node; start it by"),
+        ({"nodes": 2}, {"MASTER_PORT": "1"}, "find each other: MASTER_ADDR, NODE_RANK not set; start by torchrun or"),
+        ({"devices": 99}, {}, "devices is 99, but there are 2 CPU cores for as many processes; lower devices"),
+        (
+            {"devices": 2},
+            {"TORCHELASTIC_RUN_ID": "x", "WORLD_SIZE": "4"},
+            "torchrun started 4 processes, but devices 2 and nodes 1 make 2",
+        ),
+        ({}, {"SLURM_NTASKS": "4", "SLURM_JOB_NAME": "bash"}, None),
+        ({}, {"RANK": "0", "SLURM_NTASKS": "1"}, None),
+        ({"devices": 2}, {"LOCAL_RANK": "1", "RANK": "1"}, None),  # of one that Lightning, or the user, has started
+        (
+            {"devices": 2},
+            {"SLURM_NTASKS": "2", "SLURM_NTASKS_PER_NODE": "2", "SLURM_PROCID": "1", "SLURM_LOCALID": "1"},
+            None,
+        ),
+        ({"devices": 2, "nodes": 2}, {"TORCHELASTIC_RUN_ID": "x", "WORLD_SIZE": "4", "RANK": "3"}, None),
+        ({"nodes": 2}, {"MASTER_ADDR": "a", "MASTER_PORT": "1", "NODE_RANK": "1"}, None),
+    ],
+    ids=str,
+)
+def test_an_environment_of_other_processes_is_refused(
+    monkeypatch: pytest.MonkeyPatch, options: dict[str, int], environment: dict[str, str], message: str | None
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: range(2))
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ValueError, match=message) if message else nullcontext():
+        check_machine(replace(CONFIG, **options))

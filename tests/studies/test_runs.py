@@ -15,9 +15,9 @@ from typing import Any
 
 import pytest
 
-from srtod.studies import summary
+from srtod._support.locks import locked
 from srtod.studies.definition import Study, read_study
-from srtod.studies.folder import RunFolder, StudyFolder, locked
+from srtod.studies.folder import RunFolder, StudyFolder
 from srtod.studies.runs import run_study
 from srtod.studies.summary import write_summary
 
@@ -202,16 +202,16 @@ def test_a_full_disk_leaves_the_tables_of_before(
 ) -> None:
     plans = study.plans(["plain"], ["easy"], [0])
     run_study(study, folder, plans, command=stand_in(), report=lambda line: None)
-    before = (folder.path / "summary.md").read_text()
+    before = {name: (folder.path / name).read_bytes() for name in ("runs.csv", "summary.md", "summary.png")}
 
-    def full(*arguments: Any) -> str:
+    def full(*arguments: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(summary, "_text", full)
+    monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(OSError, match="No space left on device") as error:
         write_summary(study, folder)
-    assert error.value.filename == str(folder.path / "summary.md")
-    assert (folder.path / "summary.md").read_text() == before
+    assert error.value.filename == str(folder.path / "runs.csv")
+    assert {name: (folder.path / name).read_bytes() for name in before} == before
     assert not list(folder.path.glob("*.part"))
 
 

@@ -17,6 +17,9 @@ MAX_SIDE = 32
 MARGIN = 3
 """Width of the surroundings that come along with an object and fade out, in pixels."""
 
+MAX_COPIES = 100
+"""Copies in an image, more of which would take seconds."""
+
 TRIES = 30
 """Places that are looked at for a copy."""
 
@@ -36,16 +39,16 @@ class CopyPaste(v2.Transform):
     the image's border. In a crowded image, where none of the 30 places is free, a copy is left out.
 
     Args:
-        copies: the most copies in an image; how many are tried is drawn from 0 to this.
+        copies: the most copies in an image, up to 100; how many are tried is drawn from 0 to this.
 
     Raises:
-        ValueError: if `copies` is negative.
+        ValueError: if `copies` is negative or more than 100.
     """
 
     def __init__(self, copies: int) -> None:
         super().__init__()
-        if copies < 0:
-            raise ValueError(f"copy_paste must not be negative, got {copies}")
+        if not 0 <= copies <= MAX_COPIES:
+            raise ValueError(f"copy_paste must be from 0 to {MAX_COPIES}, got {copies}")
         self.copies = copies
 
     def forward(self, image: Tensor, target: Target) -> Sample:

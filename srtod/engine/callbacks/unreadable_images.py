@@ -10,6 +10,7 @@ import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback
 
+from srtod._support.files import replacing
 from srtod.data.coco import name_some
 
 from ..data import DetectionData
@@ -58,5 +59,6 @@ class UnreadableImages(Callback):
                     stacklevel=2,
                 )
         if found != self.known and any(found.values()) and is_main_process():
-            self.path.write_text("".join(f"{kind}: {name}\n" for kind, names in found.items() for name in names))
+            with replacing(self.path) as file:
+                file.writelines(f"{kind}: {name}\n" for kind, names in found.items() for name in names)
         self.known = found
