@@ -5,6 +5,8 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 
+from .memory import keep_pages
+
 __all__ = ["run"]
 
 
@@ -14,6 +16,7 @@ def run(main: Callable[[], None]) -> None:
     Bad input ends it with one sentence and exit status 2; so does a dependency that is not installed. Ctrl-C ends it
     with status 130.
     """
+    keep_pages()
     try:
         main()
     except KeyboardInterrupt as error:
