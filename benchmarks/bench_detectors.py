@@ -31,9 +31,12 @@ from torchvision.models.detection.rpn import RegionProposalNetwork
 from torchvision.models.resnet import Bottleneck
 
 from srtod import ops
+from srtod._support.memory import keep_pages
 from srtod.models import Detector, SelfReconstruction, SelfReconstructionOutput, build_detector
 from srtod.models.reconstruction.paper_head import Up
 from srtod.ops import DGFE
+
+keep_pages()  # as in srtod's commands; in the processes whose memory is measured, too
 
 CHANNELS, CLASSES, OBJECTS = 256, 8, 40
 HEAD = "self_reconstruction"  # of the difference map and DGFE as well; without a detector around it

@@ -41,4 +41,6 @@ STABLE_TORCH_LIBRARY(srtod, m) {
       "Tensor weight2, int resize, int surrogate, float alpha, bool difference_grad) "
       "-> (Tensor grad_features, Tensor grad_difference, Tensor grad_threshold, Tensor grad_weight1, "
       "Tensor grad_bias1, Tensor grad_weight2, Tensor grad_bias2)");
+
+  m.def("conv3x3(Tensor features, Tensor weight, bool relu) -> Tensor");  // CPU alone
 }

@@ -31,6 +31,7 @@ import torchvision
 from torch.utils.flop_counter import FlopCounterMode
 
 import srtod
+from srtod import ops
 from srtod.info import environment
 from srtod.models import DETECTORS, Detector, build_detector
 
@@ -112,7 +113,7 @@ def count_macs(detector: Detector, images: list[torch.Tensor]) -> tuple[int, int
         with of_reconstruction:
             return type(plug).enhance(plug, *args)
 
-    with of_all, torch.no_grad(), contextlib.ExitStack() as stack:
+    with ops.use_reference(), of_all, torch.no_grad(), contextlib.ExitStack() as stack:  # what runs is PyTorch's alone
         if plug is not None:
             stack.enter_context(mock.patch.object(plug, "enhance", enhance))
         detector(images)

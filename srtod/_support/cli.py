@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable
 from typing import TextIO
 
+from .memory import keep_pages
 from .signals import interruptible
 
 __all__ = ["run"]
@@ -22,6 +23,7 @@ def run(main: Callable[[], None]) -> None:
     with status 130, and SIGTERM and SIGHUP in the same way with 143 and 129. It ends quietly, with the status of other
     Unix tools, where nobody reads its output any more, as in `srtod info | head -1`.
     """
+    keep_pages()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="surrogateescape")  # names of files that are no UTF-8 come out as they are

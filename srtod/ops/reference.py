@@ -292,3 +292,12 @@ def dgfe(
     size = (features.shape[2], features.shape[3])
     filter_ = _filter(difference, threshold, size, resize, surrogate, alpha, difference_gradient).to(dtype)
     return (features.to(dtype) * (weight * filter_)).to(features.dtype)
+
+
+# --- 3x3 convolution --------------------------------------------------------------------------------------------------
+
+
+def conv3x3(features: Tensor, weight: Tensor, *, relu: bool = False) -> Tensor:
+    """See `srtod.ops.conv3x3`."""
+    result = F.conv2d(features, weight, padding=1)
+    return F.relu(result, inplace=True) if relu else result

@@ -26,7 +26,9 @@ OPS = [
 ]
 """The ops that have compiled kernels and a specification."""
 REGISTERED = sorted(
-    name.removeprefix("srtod::") for name in torch._C._dispatch_get_all_op_names() if name.startswith("srtod::")
+    name.removeprefix("srtod::")
+    for name in torch._C._dispatch_get_all_op_names()
+    if name.startswith("srtod::") and name != "srtod::conv3x3"  # runs on some CPUs alone: test_conv3x3.py
 )
 """The names in `torch.ops.srtod`, backward ops included."""
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import cast
 
 import torch
@@ -10,11 +10,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from srtod.ops import reference
+from srtod.ops.conv3x3 import conv3x3, runs_winograd
 from srtod.ops.reference import nearest
 
 from .strips import Strip, strips
 
 __all__ = ["ReconstructionHead", "Up"]
+
+Convolve = Callable[..., Tensor]
+"""`reference.conv3x3`, or `conv3x3`, which is faster on some CPUs and rounds otherwise."""
 
 
 class Up(nn.Module):
@@ -39,13 +44,13 @@ class Up(nn.Module):
         nn.init.kaiming_normal_(self.conv1.weight, nonlinearity="relu")
         nn.init.kaiming_normal_(self.conv2.weight, nonlinearity="relu")
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, convolve: Convolve = reference.conv3x3) -> Tensor:
         """Maps `[N, C, H, W]` to `[N, C/2, 2H, 2W]`."""
-        return F.relu(self.conv2(self.expand(x)), inplace=True)
+        return convolve(self.expand(x, convolve), self.conv2.weight, relu=True)
 
-    def expand(self, x: Tensor) -> Tensor:
+    def expand(self, x: Tensor, convolve: Convolve = reference.conv3x3) -> Tensor:
         """What the last convolution, and nothing else, works on; the same shapes as `forward`."""
-        return F.relu(self.conv1(self.transpose(x)), inplace=True)
+        return convolve(self.transpose(x), self.conv1.weight, relu=True)
 
 
 class ReconstructionHead(nn.Sequential):
@@ -104,11 +109,10 @@ class ReconstructionHead(nn.Sequential):
 
         Under autocast they are float32 all the same, so that a difference of a few grey levels is not rounded.
         """
-        self._check(features)
-        return self.predict_strip(features, Strip.whole(features.shape[2]))
+        return self.predict_strip(features, Strip.whole(features.shape[2]), reference.conv3x3)
 
     def predict(self, features: Tensor, image: Tensor, *, recompute: bool = False) -> Tensor:
-        """The logits of the image, `[N, 3, H, W]`.
+        """The logits of the image, `[N, 3, H, W]`, up to rounding.
 
         Args:
             features: `[N, in_channels, h, w]`.
@@ -120,7 +124,7 @@ class ReconstructionHead(nn.Sequential):
         """
         height, width = image.shape[-2:]
         if not (recompute and torch.is_grad_enabled()):
-            return self.logits(features)[:, :, :height, :width]
+            return self.predict_strip(features, Strip.whole(features.shape[2]))[:, :, :height, :width]
         self._check(features)
         parts: list[Tensor] = [
             checkpoint(
@@ -134,16 +138,17 @@ class ReconstructionHead(nn.Sequential):
         ]
         return torch.cat(parts, dim=2)[:, :, :height, :width]
 
-    def predict_strip(self, features: Tensor, strip: Strip) -> Tensor:
+    def predict_strip(self, features: Tensor, strip: Strip, convolve: Convolve = conv3x3) -> Tensor:
         """The logits of a strip, `[N, 3, scale * (bottom - top), scale * w]`; see `logits`.
 
         Args:
             features: the strip's rows from `first` to `last`, `[N, in_channels, last - first, w]`.
             strip: which rows of the features those are.
+            convolve: how the 3x3 convolutions run.
         """
         x = self._to_last(features)
         for up in self._ups:
-            x = up(x)
+            x = up(x, convolve)
         with torch.autocast(x.device.type, enabled=False):
             logits: Tensor = self.out(x.to(self.out.weight.dtype))
         first, scale = strip.first, self.scale
@@ -152,8 +157,8 @@ class ReconstructionHead(nn.Sequential):
     def predict_samples(self, features: Tensor, image: Tensor) -> Tensor:
         """The logits at the pixels that a nearest resize to the features' size takes, and at no others: for inference.
 
-        Those are one in `scale * scale`. At scale 4 the last 3x3 convolution runs on the three rows of four, and the
-        output convolution on the one pixel of sixteen, that they need.
+        Those are one in `scale * scale`. At scale 4 the output convolution runs on the one pixel of sixteen, and the
+        convolution before on the three rows of four, that they need; on all rows where Winograd's way is faster still.
 
         Args:
             features: as in `forward`.
@@ -171,8 +176,11 @@ class ReconstructionHead(nn.Sequential):
         *ups, last = self._ups
         x, conv, out = self._to_last(features), last.conv2, self.out
         for up in ups:
-            x = up(x)
-        x = last.expand(x)
+            x = up(x, conv3x3)
+        x = last.expand(x, conv3x3)
+        if runs_winograd(x, conv.weight):
+            x = conv3x3(x, conv.weight, relu=True)
+            return F.conv2d(x, out.weight, out.bias, stride=scale, padding=1)
         dtype, logits = out.weight.dtype, out.get_parameter("bias")[:, None, None]
         for row in range(3):
             part = rows_beside_samples(x, conv.weight, scale, row - 1).to(dtype)

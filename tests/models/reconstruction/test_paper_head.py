@@ -4,8 +4,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from srtod import ops
 from srtod.models import ReconstructionHead
 from srtod.models.reconstruction.paper_head import rows_beside_samples
+from srtod.models.reconstruction.strips import strips
 from srtod.ops.reference import nearest
 
 
@@ -100,3 +102,27 @@ def test_gradients_of_predicted_samples_are_those_of_the_whole_map() -> None:
     whole = nearest(head.predict(features, image), (6, 5))
     expected = torch.autograd.grad((whole * weights).sum(), [features, *head.parameters()])
     torch.testing.assert_close(ours, expected, rtol=1e-10, atol=1e-12)
+
+
+def test_winograd_agrees_and_leaves_the_logits_alone() -> None:
+    """Of a head whose blocks have enough channels for it."""
+    torch.manual_seed(0)
+    head = ReconstructionHead(128)
+    features, image = torch.randn(2, 128, 9, 7), torch.rand(2, 3, 36, 28)
+    (strip,) = strips(features)
+    calls = {
+        "predict": lambda: head.predict(features, image),
+        "predict_strip": lambda: head.predict_strip(features, strip),
+        "predict_samples": lambda: head.predict_samples(features, image),
+    }
+    for name, call in calls.items():
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+            ours = torch.autograd.grad(call().square().mean(), [*head.parameters()])
+        used = "srtod::conv3x3" in {event.key for event in profile.key_averages()}
+        assert used == (torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512")), name
+        with ops.use_reference():
+            expected = torch.autograd.grad(call().square().mean(), [*head.parameters()])
+        torch.testing.assert_close(ours, expected, rtol=1e-3, atol=1e-5)
+    logits = head.logits(features)
+    with ops.use_reference():
+        assert torch.equal(logits, head.predict(features, image))
