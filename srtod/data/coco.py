@@ -157,7 +157,7 @@ class CocoDataset(DetectionDataset):
         corners[:, 2:] += corners[:, :2]
         # In float32 as they are trained on: a sliver that rounds to nothing is dropped too.
         boxes = corners.astype(np.float32).clip(0, limits)
-        whole: np.ndarray = (boxes[:, 2:] > boxes[:, :2]).all(axis=1)
+        whole = np.asarray((boxes[:, 2:] > boxes[:, :2]).all(axis=1))
         self._warn_of(table, ~whole, "left out {} boxes, which have no area inside their image")
         far = whole & ((corners < -limits) | (corners > 2 * limits)).any(axis=1)
         self._warn_of(table, far, "clipped {} boxes, which reach beyond their image by more than its size")
