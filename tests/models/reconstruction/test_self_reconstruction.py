@@ -408,7 +408,8 @@ def test_the_filter_of_sampled_pixels_is_that_of_the_whole_map(
     scale: int, dtype: torch.dtype, layout: torch.memory_format, device: torch.device
 ) -> None:
     torch.manual_seed(0)
-    module = SelfReconstruction(16, reconstruction="paper", scale=scale, threshold=0.3).to(device, memory_format=layout)
+    module = SelfReconstruction(16, reconstruction="paper", scale=scale, threshold=0.3, resize="nearest")
+    module = module.to(device, memory_format=layout)
     features = torch.randn(2, 16, 20, 24).contiguous(memory_format=layout).to(device)
     flips = 0
     for height, width in ((20 * scale, 24 * scale), (20 * scale - 1, 24 * scale - 1)):
