@@ -126,7 +126,7 @@ def test_gradients_are_clipped_to_their_norm(clip: float | None) -> None:
     ids=lambda options: " ".join(map(str, options.values())),
 )
 def test_a_checkpoint_rebuilds_every_detector(tmp_path: Path, options: dict[str, Any]) -> None:
-    if options.get("detector") == "detectors":
+    if options.get("detector") in ("detectors", "detectors_rfla"):
         options = options | {"backbone": "resnet18"}
     trained = module(**options)
     content: dict[str, Any] = {"state_dict": trained.state_dict()}
