@@ -1,6 +1,7 @@
 """SR-TOD detectors and the parts they are made of."""
 
 from .assigners import ATSSAssigner, FCOSAssigner, HierarchicalAssigner, MaxIoUAssigner
+from .attachment import AttachedSelfReconstruction, attach
 from .backbones import BACKBONES, Backbone, build_backbone
 from .boxes import BoxCoder
 from .build import build_detector
@@ -8,6 +9,7 @@ from .detector import Detector
 from .heads import ATSSHead, CascadeHead, FCOSHead, RetinaNetHead, TwoStageHead
 from .inspection import ImageReconstruction
 from .layers import ASPP, ConvAWS2d, SAConv2d
+from .model_inputs import ModelInput
 from .necks import FPN, RecursiveFeaturePyramid, RetinaFPN
 from .recipes import ANCHORS, DETECTORS
 from .reconstruction import (
@@ -27,6 +29,7 @@ __all__ = [
     "FPN",
     "ATSSAssigner",
     "ATSSHead",
+    "AttachedSelfReconstruction",
     "Backbone",
     "BoxCoder",
     "CascadeHead",
@@ -38,6 +41,7 @@ __all__ = [
     "HierarchicalAssigner",
     "ImageReconstruction",
     "MaxIoUAssigner",
+    "ModelInput",
     "ReconstructionHead",
     "RecursiveFeaturePyramid",
     "RetinaFPN",
@@ -48,6 +52,7 @@ __all__ = [
     "SelfReconstructionOutput",
     "SubpixelHead",
     "TwoStageHead",
+    "attach",
     "build_backbone",
     "build_detector",
 ]
