@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from .anchors import AnchorFit, AnchorLayout, fit_anchor_scale
 from .backbones import Backbone
 from .boxes import receptive_fields
+from .detr import DeformableDetrHead, DeformableDetrPyramid, DFineHead, DFinePyramid
 from .heads import ATSSHead, CascadeHead, FCOSHead, RetinaNetHead, TwoStageHead, rfla_region_proposal_network
 from .heads.retinanet import OCTAVE_SCALES
 from .necks import FPN, RecursiveFeaturePyramid, RetinaFPN
@@ -165,6 +166,21 @@ def _atss(options: PartOptions) -> Parts:
     neck = RetinaFPN(backbone.channels, options.channels, p6_from="p5")
     head = ATSSHead(options.channels, options.num_classes, **options.anchors, **options.detections)
     return Parts(backbone, neck, head, stride=8)
+
+
+@recipe("deformable_detr")
+def _deformable_detr(options: PartOptions) -> Parts:
+    backbone = options.backbone()
+    neck = DeformableDetrPyramid(backbone.channels, options.channels)
+    head = DeformableDetrHead(options.channels, options.num_classes, **options.detections)
+    return Parts(backbone, neck, head, stride=4)
+
+
+@recipe("dfine")
+def _dfine(options: PartOptions) -> Parts:
+    backbone = options.backbone()
+    neck = DFinePyramid(backbone.channels, options.channels)
+    return Parts(backbone, neck, DFineHead(options.channels, options.num_classes, **options.detections), stride=4)
 
 
 DETECTORS = tuple(RECIPES)
