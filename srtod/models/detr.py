@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from torchvision.models.detection.image_list import ImageList
 from torchvision.ops import box_convert, clip_boxes_to_image
 
+from .detr_targets import IgnoringRegions, relative_target
 from .heads.dense import PRIOR_PROBABILITY
 
 __all__ = ["DFineHead", "DFinePyramid", "DeformableDetrHead", "DeformableDetrPyramid"]
@@ -35,9 +36,6 @@ FEWEST_QUERIES = 300
 
 MOST_DENOISED = 100
 """Objects of an image up to which D-FINE trains on noisy copies of them too; attention costs their number squared."""
-
-SILENT = -200.0
-"""A logit whose loss as background, and its gradient, are exactly 0 in float32."""
 
 LOSSES = {
     "loss_ce": "loss_classification",
@@ -135,7 +133,9 @@ class QueryHead(nn.Module):
         self, batch: ImageList, features: Mapping[str, Tensor], targets: Sequence[dict[str, Tensor]] | None = None
     ) -> tuple[list[dict[str, Tensor]], dict[str, Tensor]]:
         """Detections or losses; see `srtod.models.heads`."""
-        labels = [_relative(target, batch) for target in targets] if self.training and targets is not None else None
+        labels = (
+            [relative_target(target, batch) for target in targets] if self.training and targets is not None else None
+        )
         with torch.autocast(batch.tensors.device.type, enabled=False):
             output = self.predict(batch, [level.float() for level in features.values()], labels)
             if labels is None:
@@ -209,7 +209,7 @@ class DeformableDetrHead(QueryHead):
         _start(model)
         model.model.backbone = _GivenPyramid()
         model.model.input_proj = nn.ModuleList(nn.Identity() for _ in range(5))
-        model.loss_function = _IgnoringRegions(model.loss_function, batch_dim=1)
+        model.loss_function = IgnoringRegions(model.loss_function, batch_dim=1)
         super().__init__(
             model,
             {"loss_ce": 2.0, "loss_bbox": 5.0, "loss_giou": 2.0},
@@ -253,7 +253,7 @@ class DFineHead(QueryHead):
         config = _dfine_config(library, channels, num_queries=queries, num_labels=num_classes - 1)
         model = library.DFineForObjectDetection(config)
         del model.model.backbone, model.model.encoder_input_proj, model.model.encoder  # neck and backbone have those
-        model.loss_function = _IgnoringRegions(model.loss_function, batch_dim=0)
+        model.loss_function = IgnoringRegions(model.loss_function, batch_dim=0)
         super().__init__(
             model,
             dict.fromkeys(("loss_vfl", "loss_bbox", "loss_giou", "loss_fgl", "loss_ddf"), 1.0),  # of the library
@@ -280,59 +280,6 @@ class _GivenPyramid(nn.Module):
         """The levels `[N, C, h, w]`, each with the mask of its pixels that are no padding, bool `[N, h, w]`."""
         masks = [F.interpolate(pixel_mask[None].float(), size=level.shape[-2:])[0].bool() for level in self.levels]
         return list(zip(self.levels, masks, strict=True))
-
-
-class _IgnoringRegions:
-    """A loss function of the library, to which queries in ignore regions are sure to be background.
-
-    Args:
-        loss: the library's function.
-        batch_dim: the dimension of the images in the predictions of all layers.
-    """
-
-    def __init__(self, loss: Any, batch_dim: int) -> None:
-        self.loss = loss
-        self.batch_dim = batch_dim
-
-    def __call__(
-        self, logits: Tensor, labels: Any, device: Any, pred_boxes: Tensor, config: Any, classes: Tensor,
-        boxes: Tensor, enc_topk_logits: Tensor | None = None, enc_topk_bboxes: Tensor | None = None, **others: Any,
-    ) -> Any:  # fmt: skip
-        if any(len(label["ignore"]) for label in labels):
-            classes = _silenced(classes, boxes, labels, self.batch_dim)
-            logits = classes.select(1 - self.batch_dim, -1)
-            if enc_topk_logits is not None:
-                enc_topk_logits = _silenced(enc_topk_logits, enc_topk_bboxes, labels, 0)
-        if enc_topk_logits is not None:
-            others |= {"enc_topk_logits": enc_topk_logits, "enc_topk_bboxes": enc_topk_bboxes}
-        return self.loss(logits, labels, device, pred_boxes, config, classes, boxes, **others)
-
-
-def _silenced(logits: Tensor, boxes: Any, labels: Sequence[Mapping[str, Tensor]], batch_dim: int) -> Tensor:
-    """The logits `[..., Q, K]`, very low where a box `[..., Q, 4]` is centred in an ignore region and in no object."""
-    kept = []
-    for own, centres, label in zip(logits.unbind(batch_dim), boxes[..., :2].unbind(batch_dim), labels, strict=True):
-        ignored = _within(centres, label["ignore"]) & ~_within(centres, label["boxes"])
-        kept.append(own.masked_fill(ignored[..., None], SILENT))
-    return torch.stack(kept, dim=batch_dim)
-
-
-def _within(points: Tensor, boxes: Tensor) -> Tensor:
-    """Whether points `[..., 2]` lie in one of the boxes `[M, 4]`, (cx, cy, w, h): bool `[...]`."""
-    distance = (points[..., None, :] - boxes[:, :2]).abs()
-    return (distance <= boxes[:, 2:] / 2).all(dim=-1).any(dim=-1)
-
-
-def _relative(target: Mapping[str, Tensor], batch: ImageList) -> dict[str, Tensor]:
-    """A target as the library has it: classes from 0, and boxes (cx, cy, w, h) as shares of the batch's sides."""
-    height, width = batch.tensors.shape[-2:]
-    sides = target["boxes"].new_tensor([width, height, width, height])
-    regions = target.get("ignore", target["boxes"][:0])
-    return {
-        "class_labels": target["labels"] - 1,
-        "boxes": box_convert(target["boxes"], "xyxy", "cxcywh") / sides,
-        "ignore": box_convert(regions, "xyxy", "cxcywh") / sides,
-    }
 
 
 def _dfine_config(library: ModuleType, channels: int, **options: Any) -> Any:
