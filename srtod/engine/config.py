@@ -165,7 +165,8 @@ class TrainConfig:
     model: ModelConfig = ModelConfig()
     data: DataConfig = DataConfig()
     epochs: int = option(6, "passes over the training set", within="positive")
-    lr: float = option(0.02, "learning rate of SGD after the warm-up", within="positive", near=("learning_rate",))
+    optimizer: Literal["sgd", "adamw"] = option("sgd", "what updates the weights; adamw for detectors with queries")
+    lr: float = option(0.02, "learning rate after the warm-up", within="positive", near=("learning_rate",))
     lr_batch: int | None = option(
         None,
         "images a step that lr is meant for: a run with more or fewer scales lr in proportion; none: lr as it is",
@@ -173,7 +174,7 @@ class TrainConfig:
     )
     momentum: float = option(0.9, "momentum of SGD", within="below_one")
     weight_decay: float = option(
-        1e-4, "weight decay of SGD; not on the threshold, biases and norms", within="natural", near=("wd",)
+        1e-4, "weight decay; not on the threshold, biases and norms", within="natural", near=("wd",)
     )
     reconstruction_lr: float = option(
         5.0, "learning rate of the reconstruction head, as a multiple of lr", within="positive"

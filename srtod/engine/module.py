@@ -184,9 +184,11 @@ class _Batch(NamedTuple):
         return f"({', '.join(f'{name} {value:g}' for name, value in values)}; images {', '.join(self.images)})"
 
 
-def make_optimizer(detector: nn.Module, config: TrainConfig, lr: float) -> torch.optim.SGD:
+def make_optimizer(detector: nn.Module, config: TrainConfig, lr: float) -> torch.optim.Optimizer:
     """The optimiser of a run, at this learning rate."""
     groups = parameter_groups(detector, lr, config.weight_decay, config.threshold_lr, config.reconstruction_lr)
+    if config.optimizer == "adamw":
+        return torch.optim.AdamW(groups)
     return torch.optim.SGD(groups, momentum=config.momentum)
 
 

@@ -1,6 +1,7 @@
 """SR-TOD detectors and the parts they are made of."""
 
 from .assigners import ATSSAssigner, FCOSAssigner, HierarchicalAssigner, MaxIoUAssigner
+from .attachment import AttachedSelfReconstruction, attach
 from .backbones import BACKBONES, Backbone, build_backbone
 from .boxes import BoxCoder
 from .build import build_detector
@@ -8,6 +9,7 @@ from .detector import Detector
 from .heads import ATSSHead, CascadeHead, DyHead, FCOSHead, RetinaNetHead, TridentHead, TwoStageHead
 from .inspection import ImageReconstruction
 from .layers import ASPP, ConvAWS2d, SAConv2d
+from .model_inputs import ModelInput
 from .necks import FPN, RecursiveFeaturePyramid, RetinaFPN
 from .recipes import ANCHORS, DETECTORS
 from .reconstruction import (
@@ -27,6 +29,7 @@ __all__ = [
     "FPN",
     "ATSSAssigner",
     "ATSSHead",
+    "AttachedSelfReconstruction",
     "Backbone",
     "BoxCoder",
     "CascadeHead",
@@ -39,6 +42,7 @@ __all__ = [
     "HierarchicalAssigner",
     "ImageReconstruction",
     "MaxIoUAssigner",
+    "ModelInput",
     "ReconstructionHead",
     "RecursiveFeaturePyramid",
     "RetinaFPN",
@@ -50,6 +54,7 @@ __all__ = [
     "SubpixelHead",
     "TridentHead",
     "TwoStageHead",
+    "attach",
     "build_backbone",
     "build_detector",
 ]

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from .anchors import AnchorFit, AnchorLayout, fit_anchor_scale
 from .backbones import Backbone
 from .boxes import receptive_fields
+from .detr import DeformableDetrHead, DeformableDetrPyramid, DFineHead, DFinePyramid
 from .heads import (
     ATSSHead,
     CascadeHead,
@@ -217,6 +218,21 @@ def _detectors_rfla(options: PartOptions) -> Parts:
     backbone, neck = _recursive(options)
     head = CascadeHead(options.channels, options.num_classes, rpn=_rfla_rpn(backbone, options), **options.detections)
     return Parts(backbone, neck, head, stride=4)
+
+
+@recipe("deformable_detr")
+def _deformable_detr(options: PartOptions) -> Parts:
+    backbone = options.backbone()
+    neck = DeformableDetrPyramid(backbone.channels, options.channels)
+    head = DeformableDetrHead(options.channels, options.num_classes, **options.detections)
+    return Parts(backbone, neck, head, stride=4)
+
+
+@recipe("dfine")
+def _dfine(options: PartOptions) -> Parts:
+    backbone = options.backbone()
+    neck = DFinePyramid(backbone.channels, options.channels)
+    return Parts(backbone, neck, DFineHead(options.channels, options.num_classes, **options.detections), stride=4)
 
 
 def _recursive(options: PartOptions) -> tuple[Backbone, nn.Module]:

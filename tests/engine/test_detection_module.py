@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from srtod.engine import DetectionModule, TrainConfig
-from srtod.engine.module import learning_rate_factor, parameter_groups
+from srtod.engine.module import learning_rate_factor, make_optimizer, parameter_groups
 from srtod.models import DETECTORS
 from srtod.models.checkpoint import load_detector, write_checkpoint
 
@@ -50,6 +50,14 @@ def test_the_reconstruction_head_may_have_its_own_rate() -> None:
     head = detector.self_reconstruction.reconstruction_head  # type: ignore[union-attr]
     assert {id(p) for group in groups[3:] for p in group["params"]} == {id(p) for p in head.parameters()}
     assert sum(len(group["params"]) for group in groups) == len(list(detector.parameters()))
+
+
+def test_the_optimizer_is_chosen() -> None:
+    trained = module(optimizer="adamw", weight_decay=0.05, lr=1e-3)
+    optimizer = make_optimizer(trained.detector, trained.config, 1e-3)
+    assert isinstance(optimizer, torch.optim.AdamW)
+    assert optimizer.param_groups[0]["weight_decay"] == 0.05
+    assert isinstance(make_optimizer(trained.detector, TrainConfig(), 1e-3), torch.optim.SGD)
 
 
 def test_frozen_parameters_are_left_out() -> None:
@@ -128,6 +136,9 @@ def test_gradients_are_clipped_to_their_norm(clip: float | None) -> None:
 def test_a_checkpoint_rebuilds_every_detector(tmp_path: Path, options: dict[str, Any]) -> None:
     if options.get("detector") in ("detectors", "detectors_rfla"):
         options = options | {"backbone": "resnet18"}
+    if options.get("detector") in ("deformable_detr", "dfine"):
+        pytest.importorskip("transformers", reason="needs srtod[detr]")
+        options = options | {"channels": 64}
     trained = module(**options)
     content: dict[str, Any] = {"state_dict": trained.state_dict()}
     trained.on_save_checkpoint(content)

@@ -21,6 +21,8 @@ DETECTORS = ("retinanet", "faster_rcnn", "cascade_rcnn", "detectors", "rfla")
 OTHERS = {"droneswarms": ("atss", "tridentnet", "cascade_rpn", "dyhead"), "aitod": ("detectors_rfla",)}
 """Detectors of one data set: the other rows of the paper's Tab. 1, and RFLA's best."""
 PAIRS = [(data, name) for data in DATA_SETS for name in DETECTORS + OTHERS.get(data, ())]
+QUERY_DETECTORS = ("deformable_detr", "dfine")
+"""The paper has no values for these."""
 FLAVOURS = ("paper", "matched")
 PAPER = {  # Sec. 4.1 and the authors' code
     "droneswarms": {
@@ -131,6 +133,7 @@ def written(folder: Path, text: str, name: str = "run.yaml") -> Path:
 
 def test_every_data_set_and_detector_has_both_presets() -> None:
     expected = [f"{data}/{name}_{flavour}" for data, name in PAIRS for flavour in FLAVOURS]
+    expected += [f"{data}/{name}_matched" for data in DATA_SETS for name in QUERY_DETECTORS]
     assert preset_names() == sorted([*expected, "drones_rgb", "sirst_v2", "small"])
 
 
@@ -149,6 +152,14 @@ def test_paper_presets_have_the_values_of_the_paper(data: str, detector: str) ->
 @pytest.mark.parametrize(("data", "detector"), PAIRS)
 def test_matched_presets_differ_from_the_paper_only_where_that_is_said(data: str, detector: str) -> None:
     assert options_of(f"{data}/{detector}_matched") == options_of(f"{data}/{detector}_paper") | MATCHED
+
+
+@pytest.mark.parametrize("data", DATA_SETS)
+@pytest.mark.parametrize("detector", QUERY_DETECTORS)
+def test_detectors_with_queries_differ_from_others_in_the_schedule(data: str, detector: str) -> None:
+    schedule = {"optimizer": "adamw", "lr": 2e-4, "lr_batch": 16, "clip_grad_norm": 0.1, "epochs": 50, "warmup": None}
+    expected = options_of(f"{data}/faster_rcnn_matched") | schedule | {"detector": detector, "lr_steps": (40,)}
+    assert options_of(f"{data}/{detector}_matched") == expected
 
 
 @pytest.mark.parametrize("preset", preset_names())
@@ -208,7 +219,7 @@ def test_presets_have_all_arguments_of_their_detector(preset: str) -> None:
     model = configured(preset).model
     if model.anchor_scale == "auto":  # which training replaces
         model = dataclasses.replace(model, anchor_scale=2.0)
-    assert model.arguments["name"] in {detector for _, detector in PAIRS}
+    assert model.arguments["name"] in {detector for _, detector in PAIRS} | set(QUERY_DETECTORS)
 
 
 def test_no_preset_says_what_it_already_has() -> None:

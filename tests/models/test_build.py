@@ -20,6 +20,8 @@ GUIDE = Path(__file__).resolve().parents[2] / "docs/models.md"
 
 
 def build(name: str, **options: object) -> Detector:
+    if name in ("deformable_detr", "dfine"):
+        pytest.importorskip("transformers", reason="needs srtod[detr]")
     torch.manual_seed(0)
     small: dict[str, object] = {"backbone": "resnet18", "channels": 32, "min_size": None}
     return build_detector(name, 3, **(small | options))  # type: ignore[arg-type]
@@ -94,7 +96,7 @@ def test_losses_reach_every_parameter(name: str) -> None:
     losses = detector(*example())
     assert all(loss.dim() == 0 and loss.isfinite() for loss in losses.values())
     sum(losses.values()).backward()
-    assert [key for key, parameter in detector.named_parameters() if parameter.grad is None] == []
+    assert [key for key, weight in detector.named_parameters() if weight.requires_grad and weight.grad is None] == []
     detector.zero_grad(set_to_none=True)
 
 
@@ -137,6 +139,17 @@ def test_detectors_rfla_has_the_parts_of_both() -> None:
     generator = detector.head.rpn.anchor_generator  # type: ignore[union-attr]
     assert [size for (size,) in generator.sizes] == [field / 2 for field in (35, 91, 267, 427, 555)]
     assert isinstance(detector.head.rpn.assigner, HierarchicalAssigner)  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("name", ["deformable_detr", "dfine"])
+def test_there_are_as_many_queries_as_detections(name: str) -> None:
+    for cap, queries in ((100, 300), (700, 700)):
+        detector = build(name, detections_per_image=cap, score_threshold=0.0).eval()
+        assert detector.head.model.config.num_queries == queries  # type: ignore[union-attr]
+        with torch.no_grad():
+            assert all(len(detection["boxes"]) <= cap for detection in detector([torch.rand(3, 128, 128)]))
+    with pytest.raises(ValueError, match="needs channels that are a multiple of 32, got 48"):
+        build(name, channels=48)
 
 
 def test_options_of_one_detector_alone() -> None:
