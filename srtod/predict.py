@@ -18,6 +18,8 @@ NEAR = {
     "--half": ["--precision"],
     "--show": ["--pictures"],
     "--exist-ok": ["--overwrite"],
+    "--agnostic-nms": ["--class-agnostic-nms"],
+    "--tile": ["--slice"],
 }
 """Options of other tools, and what each is called here."""
 
@@ -40,7 +42,7 @@ def _predict(options: argparse.Namespace) -> None:
     import torch
 
     from srtod.data.coco import name_some
-    from srtod.prediction import Predictor, find_images, predict_folder
+    from srtod.prediction import Predictor, Slicing, find_images, predict_folder
 
     if options.threads is not None:
         if options.threads < 1:
@@ -55,6 +57,8 @@ def _predict(options: argparse.Namespace) -> None:
         autocast=None if precision is None else getattr(torch, precision),
         score_threshold=options.score_threshold,
         detections_per_image=options.detections_per_image,
+        slicing=None if options.slice is None else Slicing(options.slice, options.overlap),
+        class_agnostic_nms=options.class_agnostic_nms,
     )
     if images.left_out:
         why = "are not images" if options.coco is None else f"are not in {options.coco}"
@@ -86,7 +90,10 @@ def _cure(options: argparse.Namespace, on_gpu: bool) -> str:
         cures.append("leave out --figures")
     if on_gpu:
         cures.append("pass --device cpu")
-    cures.append("cut the images into smaller ones (of no use if the training run set min_size)")
+    if options.slice is None:
+        cures.append("pass --slice 640")
+    elif options.slice == "auto" or options.slice > 64:
+        cures.append(f"lower --slice {options.slice}")
     return " or ".join([", ".join(cures[:-1]), cures[-1]] if cures[:-1] else cures)
 
 
@@ -129,6 +136,20 @@ def _parser(prog: str) -> Parser:
     parser.add_argument(
         "--detections-per-image", metavar="N", type=int, help="the most detections an image [as trained]"
     )
+    parser.add_argument(
+        "--slice",
+        metavar="SIZE",
+        type=_tile,
+        help="look at larger images tile by tile, each SIZE x SIZE pixels; auto: of the training images' size",
+    )
+    parser.add_argument(
+        "--overlap", metavar="X", type=number, default=0.2, help="share of a tile that its neighbours see too [0.2]"
+    )
+    parser.add_argument(
+        "--class-agnostic-nms",
+        action="store_true",
+        help="report an object once, as its best class: of boxes that overlap by over half of the smaller, one stays",
+    )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N [auto]")
     parser.add_argument(
         "--batch-size", metavar="N", type=int, default=1, help="the most images at once, if they have one size [1]"
@@ -141,6 +162,10 @@ def _parser(prog: str) -> Parser:
         "--skip-bad-images", action="store_true", help="leave out images that cannot be decoded, instead of stopping"
     )
     return parser
+
+
+def _tile(text: str) -> int | str:
+    return text if text == "auto" else int(text)
 
 
 if __name__ == "__main__":

@@ -22,10 +22,10 @@ from srtod._support.cli import run
 from srtod.evaluation import coco_results
 from srtod.models import build_detector
 from srtod.models.checkpoint import describe, write_checkpoint
-from srtod.prediction import find_images, predict_folder
+from srtod.prediction import Slicing, find_images, predict_folder
 from srtod.prediction import folder as prediction_folder
 
-CUT = "cut the images into smaller ones (of no use if the training run set min_size)"
+CUT = "pass --slice 640"
 CATEGORIES = [{"id": 3, "name": "drone"}, {"id": 7, "name": "bird"}, {"id": 9, "name": "kite"}]
 
 
@@ -107,6 +107,15 @@ def test_a_folder(checkpoint: Path, images: Path, tmp_path: Path, capsys: pytest
     assert "left out 1 files that are not images: notes.txt" in printed.err
     assert "4/4" in printed.err
     assert not leftovers(tmp_path)
+
+
+def test_large_images_are_looked_at_tile_by_tile(checkpoint: Path, images: Path, tmp_path: Path) -> None:
+    options = ("--device", "cpu", "--no-pictures", "--slice", 40, "--overlap", 0.5, "--class-agnostic-nms")
+    assert call(checkpoint, images / "b.png", tmp_path / "out", *options) == 0
+    predictor = srtod.Predictor(checkpoint, "cpu", slicing=Slicing(40, 0.5), class_agnostic_nms=True)
+    expected = predictor(images / "b.png")
+    assert read(tmp_path / "out" / "detections.json") == expected.to_coco()
+    assert float(expected["boxes"][:, 2].max()) > 40
 
 
 def test_figures_without_pictures(checkpoint: Path, images: Path, tmp_path: Path) -> None:

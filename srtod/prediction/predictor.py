@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from functools import partial
 from itertools import groupby, islice
 from os import PathLike, fspath
@@ -108,9 +109,9 @@ class Predictor:
         self.batch_size = batch_size
         self.autocast = autocast
         self.class_agnostic_nms = class_agnostic_nms
-        if slicing == "auto":
-            slicing = _training_size(trained.image_size, checkpoint)
-        self.slicing = Slicing(slicing) if isinstance(slicing, int) else slicing
+        self.slicing = Slicing(slicing) if isinstance(slicing, int | str) else slicing
+        if self.slicing is not None and self.slicing.size == "auto":
+            self.slicing = replace(self.slicing, size=_training_size(trained.image_size, checkpoint))
         self._most = detections_per_image
 
     @overload
@@ -166,7 +167,7 @@ class Predictor:
             images: `[3, H, W]` in [0, 1], on any device; those of other sizes than the largest are padded.
         """
         slicing = self.slicing
-        if slicing is None or all(max(image.shape[-2:]) <= slicing.size for image in images):
+        if slicing is None or all(max(image.shape[-2:]) <= slicing.pixels for image in images):
             results = self._detect(images)
         else:
             results = [

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -24,7 +24,8 @@ class Slicing:
     """How pictures are cut into tiles.
 
     Args:
-        size: height and width of a tile in pixels.
+        size: height and width of a tile in pixels; "auto": the longer side of the training images, which `Predictor`
+            knows from the checkpoint.
         overlap: how much of a tile its neighbours see too, as a share of the size. An object as large as the overlap
             lies whole in one tile.
         merge: boxes of a class that overlap by more than the threshold are one object: "iou", by the intersection over
@@ -35,13 +36,13 @@ class Slicing:
         ValueError: if a value is out of its range.
     """
 
-    size: int
+    size: int | Literal["auto"]
     overlap: float = 0.2
     merge: Overlap = "ios"
     threshold: float = 0.5
 
     def __post_init__(self) -> None:
-        if self.size < 32:
+        if self.size != "auto" and self.size < 32:
             raise ValueError(f"tiles must have at least 32 pixels a side, got {self.size}")
         if not 0 <= self.overlap <= 0.9:
             raise ValueError(f"the overlap of tiles must be from 0 to 0.9 of their size, got {self.overlap}")
@@ -50,6 +51,13 @@ class Slicing:
                 f"tiles are merged by iou or ios, with a threshold between 0 and 1, got {self.merge!r} and "
                 f"{self.threshold}"
             )
+
+    @property
+    def pixels(self) -> int:
+        """The size, where it is a number."""
+        if self.size == "auto":
+            raise ValueError("the size of tiles is auto, which Predictor alone can replace; pass a number")
+        return self.size
 
 
 class Tile(NamedTuple):
@@ -67,17 +75,17 @@ class Tile(NamedTuple):
 
 def tiles(height: int, width: int, slicing: Slicing) -> list[Tile]:
     """The tiles that cover a picture, row by row; all of one size, the last ones moved inwards to end where it ends."""
-    rows, columns = (_starts(side, slicing) for side in (height, width))
-    size = slicing.size
+    size = slicing.pixels
+    rows, columns = (_starts(side, size, slicing.overlap) for side in (height, width))
     return [Tile(top, left, min(size, height), min(size, width)) for top in rows for left in columns]
 
 
-def _starts(side: int, slicing: Slicing) -> list[int]:
+def _starts(side: int, size: int, overlap: float) -> list[int]:
     """Where tiles begin along a side: evenly, as far apart as the overlap allows."""
-    room = side - slicing.size
+    room = side - size
     if room <= 0:
         return [0]
-    count = -(-room // max(1, int(slicing.size * (1 - slicing.overlap))))
+    count = -(-room // max(1, int(size * (1 - overlap))))
     return [room * index // count for index in range(count + 1)]
 
 
