@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -63,7 +64,7 @@ def find_images(
         if truth is not None:
             entry = _listed_as(source, listed, coco)
         return ImageList(source.parent, [{**entry, "file_name": source.name}], categories)
-    if without is not None and Path(without).resolve() in (source.resolve(), *source.resolve().parents):
+    if without is not None and Path(os.path.realpath(without)) in (source.resolve(), *source.resolve().parents):
         raise ValueError(
             f"{without}, where the predictions are to go, contains the images of {source}; choose another OUT"
         )
@@ -88,7 +89,7 @@ def find_images(
 
 def _files(folder: Path, without: Path | None) -> list[str]:
     """The files of a folder and its subfolders, relative to it, in the order of their names; hidden ones left out."""
-    left_aside = without.resolve() if without else None
+    left_aside = Path(os.path.realpath(without)) if without else None
     return [
         path.relative_to(folder).as_posix()
         for path in sorted(folder.rglob("*"))
