@@ -54,7 +54,8 @@ def test_a_folder(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
     assert "verytiny, 0-8 px 1 (100 %) 0 (0 %)" in lines
     assert "small, 16-32 px 0 (0 %) 1 (100 %)" in lines
     fit = fit_anchor_scale(torch.tensor([[8.0, 8.0]]))
-    assert f"{fit.scale:g} for faster_rcnn, cascade_rcnn, detectors (mean IoU {fit.mean_iou:.2f})" in lines
+    names = "faster_rcnn, cascade_rcnn, detectors, tridentnet"
+    assert f"{fit.scale:g} for {names} (mean IoU {fit.mean_iou:.2f})" in lines
     assert lines.count("1 classes without objects") == 2
     assert printed.endswith(
         "runs/inspect/cars.png: sizes, objects per image, classes\n"
