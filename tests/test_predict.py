@@ -173,6 +173,14 @@ def test_links_to_folders_are_followed_once(images: Path, tmp_path: Path) -> Non
     assert found.left_out == ["gone.png", "notes.txt", "pipe.png"]
 
 
+def test_images_outside_the_folder_if_that_is_allowed(images: Path, tmp_path: Path) -> None:
+    truth = ground_truth(tmp_path / "gt.json", "../b.png")
+    (images / "b.png").rename(images.parent / "b.png")
+    with pytest.raises(ValueError, match=r"gt.json: images\[0\]: file_name '../b.png' leads out of the folder"):
+        find_images(images, truth)
+    assert len(find_images(images, truth, allow_outside=True).entries) == 1
+
+
 def test_predictions_made_before_are_not_looked_at(images: Path) -> None:
     (images / "out" / "pictures").mkdir(parents=True)
     (images / "b.png").rename(images / "out" / "pictures" / "b.png")

@@ -169,7 +169,7 @@ def _of_files(
             continue
         names.add(name)
         if leads_out(name):
-            yield "images outside the image folder; training refuses them without --allow-outside", name
+            yield "images outside the image folder; training refuses the set without allow_outside", name
             continue
         try:
             size = size_of(folder / name)

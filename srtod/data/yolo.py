@@ -116,7 +116,7 @@ class _Yaml(msgspec.Struct):
         Meta(description="a list of the classes, as `names: [car, bus]` or `names: {0: car}`"),
     ]
     nc: Annotated[int | None, Meta(description="the number of classes")] = None
-    path: Annotated[str | None, Meta(description="a folder")] = None
+    path: Annotated[str | int | None, Meta(description="a folder")] = None
     train: _Split = None
     val: _Split = None
     test: _Split = None
@@ -128,7 +128,7 @@ def _read_yaml(path: Path) -> tuple[list[str], dict[str, list[Path]]]:
     names = _class_names(content, path)
     root = path.parent
     if content.path:
-        root /= content.path
+        root /= str(content.path)
         if not root.is_dir():
             raise FileNotFoundError(
                 f"{path}: 'path' is {content.path!r}, but {root} does not exist; correct it, or remove it if the "

@@ -65,7 +65,7 @@ def find_images(
         if truth is not None:
             entry = _listed_as(source, listed, coco)
         return ImageList(source.parent, [{**entry, "file_name": source.name}], categories)
-    if without is not None and Path(without).resolve() in (source.resolve(), *source.resolve().parents):
+    if without is not None and Path(os.path.realpath(without)) in (source.resolve(), *source.resolve().parents):
         raise ValueError(
             f"{without}, where the predictions are to go, contains the images of {source}; choose another OUT"
         )

@@ -11,6 +11,7 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 
+from srtod._support.names import printable
 from srtod.models import ImageReconstruction
 
 from .captions import draw_captions
@@ -87,7 +88,7 @@ def draw_detections(
     kept = detections["scores"] >= score
     boxes, labels, scores = (detections[name][kept] for name in ("boxes", "labels", "scores"))
     captions = [
-        f"{class_names[label - 1]} {value:.2f}" if len(class_names) > 1 else f"{value:.2f}"
+        f"{printable(class_names[label - 1])} {value:.2f}" if len(class_names) > 1 else f"{value:.2f}"
         for label, value in zip(labels.tolist(), scores.tolist(), strict=True)
     ]
     return grid([_boxes_tile(f"score {score:g} and over:", image, boxes, labels, class_names, captions)], columns=1)
@@ -152,7 +153,9 @@ def _boxes_tile(
     missed: Tensor | None = None,
 ) -> Tile:
     counts = sorted(Counter(labels.tolist()).items())
-    title = [(words, INK)] + [(f"{count} {class_names[label - 1]}", _colour(label)) for label, count in counts]
+    title = [(words, INK)] + [
+        (f"{count} {printable(class_names[label - 1])}", _colour(label)) for label, count in counts
+    ]
     if not counts:
         title.append(("no object", INK))
     if missed is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import os
 import pickle
 import warnings
 from collections.abc import Callable
@@ -160,7 +161,7 @@ def test_crowd_regions_are_scored_and_ignored_in_training(content: Content, fold
 
 
 def test_ignore_regions_are_clipped_and_there_once(content: Content, folder: Path) -> None:
-    for identity, category, box in ((10, 9, [-2, 20, 9, 99]), (11, 4, [-2, 20, 9, 99]), (12, 4, [0, 0, 1, 1])):
+    for identity, category, box in ((10, 9, [-2, 20, 9, 30]), (11, 4, [-2, 20, 9, 30]), (12, 4, [0, 0, 1, 1])):
         content["annotations"].append(annotation(identity, 5, category, box, iscrowd=1))
     data = CocoDataset(content, folder)
     assert data[0][1]["ignore"].tolist() == [[0, 20, 7, HEIGHT], [0, 0, 1, 1]]
@@ -247,6 +248,19 @@ def edit(*path: Any, to: Any = ...) -> Callable[[Content], None]:
             r"annotations\[1\]: 'bbox' .* without a negative size, got \[10, 10, -6, 6\]",
         ),
         (edit("annotations", 1, "area", to=float("nan")), r"annotations\[1\]: 'area' must be finite"),
+        (edit("annotations", 1, "bbox", 0, to=True), r"annotations\[1\]: 'bbox' must be four finite numbers"),
+        (edit("annotations", 1, "bbox", 0, to=1e308), r"annotations\[1\]: 'bbox' must be .* up to 2147483647"),
+        (edit("annotations", 1, "bbox", 3, to=10**400), r"annotations\[1\]: 'bbox' must be .* up to 2147483647"),
+        (edit("annotations", 1, "area", to=10**400), r"annotations\[1\]: 'area' must be finite"),
+        (edit("annotations", 1, "id", to=[1]), r"annotations\[1\]: 'id' must be an integer or text, got \[1\]"),
+        (edit("annotations", 1, "iscrowd", to="0"), r"annotations\[1\]: 'iscrowd' must be 0 or 1, got '0'"),
+        (edit("images", 1, "width", to="40"), r"images\[1\]: 'width' must be an integer .* got '40'"),
+        (edit("images", 1, "width", to=10**400), r"images\[1\]: 'width' must be an integer .* up to 2147483647"),
+        (edit("images", 1, "file_name", to=None), r"images\[1\]: 'file_name' must be text, .* got None"),
+        (edit("images", 1, "file_name", to="a\0.png"), r"images\[1\]: 'file_name' must be text"),
+        (edit("images", 1, "file_name", to="../a.png"), r"images\[1\]: file_name '../a.png' leads out of the image"),
+        (edit("images", 1, "file_name", to="b/../../a"), r"images\[1\]: file_name 'b/../../a' leads out of the image"),
+        (edit("images", 1, "file_name", to="/etc/passwd"), r"file_name '/etc/passwd' leads out .* set allow_outside"),
         (edit("annotations", 1, "area", to=-1), r"annotations\[1\]: 'area' must be finite and not negative"),
     ],
 )
@@ -261,7 +275,14 @@ def test_bad_annotations(content: Content, folder: Path, change: Callable[[Conte
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [("", "is empty"), (" \n", "is empty"), ('{"images": [', "is not valid JSON"), ("[1]", "must be a JSON object")],
+    [
+        ("", "is empty"),
+        (" \n", "is empty"),
+        ('{"images": [', "is not valid JSON"),
+        ("[1]", "must be a JSON object"),
+        ("[" * 100_000, "is nested too deeply"),
+        (f'{{"images": {"9" * 5000}}}', "holds a number of thousands of digits"),
+    ],
 )
 def test_bad_json(folder: Path, text: str, message: str) -> None:
     path = folder / "train.json"
@@ -273,6 +294,51 @@ def test_bad_json(folder: Path, text: str, message: str) -> None:
 def test_binary_instead_of_json(folder: Path) -> None:
     with pytest.raises(ValueError, match=r"a\.png is not a text file"):
         CocoDataset(folder / "a.png", folder)
+
+
+def test_a_pipe_in_place_of_the_file_is_not_waited_for(folder: Path) -> None:
+    os.mkfifo(folder / "train.json")
+    with pytest.raises(ValueError, match=r"train.json is a pipe, a socket or a device; pass a regular file"):
+        read_coco(folder / "train.json")
+
+
+def test_a_mark_of_utf8_and_what_python_writes_for_nan_are_read(content: Content, folder: Path) -> None:
+    content["annotations"][0]["segmentation"] = float("nan")
+    (folder / "train.json").write_text(json.dumps(content), encoding="utf-8-sig")
+    assert len(read_coco(folder / "train.json")["annotations"]) == 2
+
+
+def test_a_file_name_that_is_no_utf8(content: Content, folder: Path) -> None:
+    content["images"][0]["file_name"] = os.fsdecode(b"a\xff.png")
+    (folder / "a.png").rename(folder / os.fsdecode(b"a\xff.png"))
+    (folder / "train.json").write_text(json.dumps(content))
+    data = CocoDataset(folder / "train.json", folder)
+    assert data[0][0].shape == (3, HEIGHT, WIDTH)
+    (folder / os.fsdecode(b"a\xff.png")).unlink()
+    with pytest.raises(FileNotFoundError, match=r"1 of 2 images .* are missing .*: a\\udcff.png") as caught:
+        CocoDataset(folder / "train.json", folder)
+    str(caught.value).encode()
+
+
+def test_images_outside_the_folder_if_that_is_allowed(content: Content, folder: Path) -> None:
+    (folder / "in").mkdir()
+    (folder / "b.png").rename(folder / "in/b.png")
+    content["images"][0]["file_name"] = "../a.png"
+    assert CocoDataset(content, folder / "in", allow_outside=True)[0][0].shape == (3, HEIGHT, WIDTH)
+
+
+def test_category_names_become_one_line(content: Content, folder: Path) -> None:
+    content["categories"][0]["name"] = "small\r\ndrone\x00"
+    with pytest.warns(UserWarning, match=r"1 category names hold line breaks .*: 'small\\r\\ndrone\\x00'"):
+        data = CocoDataset(content, folder)
+    assert data.class_names == ["bird", "small drone"]
+
+
+def test_boxes_far_beyond_their_image_are_warned_of(content: Content, folder: Path) -> None:
+    content["annotations"].append(annotation(77, 5, 9, [5, 5, 1e9, 4]))
+    with pytest.warns(UserWarning, match=r"clipped 1 of 3 boxes, which reach beyond .* \(annotation ids 77\)"):
+        data = CocoDataset(content, folder)
+    assert data[0][1]["boxes"][2].tolist() == [5, 5, WIDTH, 9]
 
 
 def test_messages_use_the_given_name(content: Content, folder: Path) -> None:

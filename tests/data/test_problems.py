@@ -90,6 +90,13 @@ def test_files(content: dict[str, Any], tmp_path: Path) -> None:
     }
 
 
+def test_files_outside_the_folder_are_not_opened(content: dict[str, Any], tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    (tmp_path / "b.png").rename(tmp_path / "in/b.png")
+    content["images"][0]["file_name"] = "../a.png"
+    assert problems(content, tmp_path / "in") == {"images outside the image folder": ["../a.png"]}
+
+
 def test_size_of_images(content: dict[str, Any], tmp_path: Path) -> None:
     Image.new("RGB", (48, 64)).save(tmp_path / "a.png")
     what = "images of another size than the annotations say"

@@ -157,6 +157,8 @@ def test_annotation_files_without_image(folder: Path) -> None:
         ("1,2,3,4,1,-1,0,0", "category -1 is not one of"),
         ("1,2,x,4,1,4,0,0", "'1,2,x,4,1,4,0,0' must be whole numbers"),
         ("1,2,nan,4,1,4,0,0", "must be whole numbers"),
+        (f"1,2,{'9' * 400},4,1,4,0,0", "a number is beyond 2147483647, more pixels than any image has"),
+        (f"1,2,{'9' * 5000},4,1,4,0,0", "must be whole numbers"),
         ("0 0.5 0.5 0.1 0.1", "must be whole numbers"),
     ],
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -207,6 +208,11 @@ def test_splits(folder: Path) -> None:
         ("train: images/train\nnames: [car]\nnc: '1'", ValueError, "'nc' must be the number of classes, got '1'"),
         ("names: [car]", ValueError, "has none of the splits train, val, test"),
         ("train: 3\nnames: [car]", ValueError, "'train' must be a folder, a list of images, or a list of these, got 3"),
+        ("train: a\nnames: [car]\nnames: [bus]", ValueError, "line 3: names is given twice; keep one"),
+        ("train: a\nnames: {0: car, 0: bus}", ValueError, "line 2: 0 is given twice; keep one"),
+        ("train: a\nnames: [[car]]", ValueError, "'names' must be a list of the classes"),
+        ("train: a\nnames: [car]\nnc: !!int x", ValueError, "line 3: 'x' is not what its tag says"),
+        ("train: &a [*a]\nnames: [car]", ValueError, "repeats more than 10000 values by its aliases"),
         ("train: [a, 1]\nnames: [car]", ValueError, "'train' must be a folder"),
         ("train: gone\nnames: [car]", FileNotFoundError, "'train' is 'gone', but there is no .*/gone; correct it"),
         ("train: ../gone\nnames: [car]", FileNotFoundError, r"but there is no .*/\.\./gone or .*/gone; correct it"),
@@ -218,6 +224,22 @@ def test_bad_yaml(folder: Path, text: str, error: type[Exception], message: str)
     with pytest.raises(error, match=message) as caught:
         find_yolo(folder)
     assert str(caught.value).startswith(str(path))
+
+
+def test_class_names_are_one_line_of_text_even_if_they_look_like_dates(folder: Path) -> None:
+    path = write(folder, 'train: images/train\nnames: ["small\\ncar", 2024-13-01]')
+    categories = read_yolo(path, "train").content["categories"]
+    assert [category["name"] for category in categories] == ["small car", "2024-13-01"]
+
+
+def test_a_label_path_that_is_no_file(folder: Path) -> None:
+    (folder / "labels/train/b.txt").mkdir()
+    with pytest.raises(ValueError, match=r"labels/train/b.txt is a folder; pass a file"):
+        read_yolo(folder / "data.yaml", "train")
+    (folder / "labels/train/b.txt").rmdir()
+    os.mkfifo(folder / "labels/train/b.txt")
+    with pytest.raises(ValueError, match=r"labels/train/b.txt is a pipe"):
+        read_yolo(folder / "data.yaml", "train")
 
 
 def test_binary_yaml(folder: Path) -> None:

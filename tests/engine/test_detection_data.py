@@ -177,3 +177,20 @@ def test_objects_are_counted_without_crowds_and_empty_boxes(coco: dict[str, Any]
     coco["annotations"] += [box | {"iscrowd": 1}, box | {"bbox": [3, 3, 0, 5]}, box | {"bbox": [3, 3, 4, 5]}]
     assert objects_per_image(coco) == [2, 0]
     assert object_sizes(coco, ModelConfig(scale=2.0)).tolist() == [[24, 24], [8, 10]]
+
+
+@pytest.mark.parametrize("how", ["folder", "files"])
+def test_images_outside_their_folder_need_an_option(coco: dict[str, Any], tmp_path: Path, how: str) -> None:
+    coco["images"][0]["file_name"] = "../a.png"
+    (tmp_path / "in/images").mkdir(parents=True)
+    (tmp_path / "a.png").rename(tmp_path / "in/a.png")
+    for split in ("train", "test"):
+        (tmp_path / f"in/{split}.json").write_text(json.dumps(coco))
+    files = {"train_json": "in/train.json", "train_images": "in/images", "test_json": "in/test.json"}
+    given = {"data": "in"} if how == "folder" else files
+    given = {name: str(tmp_path / path) for name, path in given.items()}
+    with pytest.raises(
+        ValueError, match=r"train.json: images\[0\]: file_name '../a.png' leads out of the image folder"
+    ):
+        DetectionData(DataConfig(**given), seed=0)
+    assert len(DetectionData(DataConfig(**given, allow_outside=True), seed=0).train_set) == 1

@@ -301,6 +301,14 @@ def test_values_of_every_kind(tmp_path: Path, text: str, name: str, value: objec
         ("lr", "must have one `name: value` a line"),
         ("lr: [1", "line 1: not valid YAML"),
         ("lr: !!python/object/apply:os.getcwd []", "line 1: not valid YAML"),
+        ("lr: 1e999999999", "line 1: lr must be a number, got '1e999999999'"),
+        (f"lr: 1{'0' * 400}", "line 1: lr must be a number, got 1000"),
+        ("data: 2024-13-01\nepochs: x", "line 2: epochs must be"),  # a name may look like a date
+        ("lr: !!timestamp junk", "line 1: 'junk' is not what its tag says .timestamp"),
+        ("epochs: 1\nsac: !!bool junk", "line 2: 'junk' is not what its tag says .bool"),
+        ("lr: !!int x", "line 1: 'x' is not what its tag says .int"),
+        ("? [lr]\n: 1", "line 1: a name must be text"),
+        (f"data: {'[' * 5000}", "run.yaml is nested too deeply"),
         ("extends: visdrone/cascade", "there is no preset 'visdrone/cascade'"),
         ("extends: absent.yaml", "there is no file .*absent.yaml"),
         ("extends: 3", "line 1: extends must be a list of names, got 3"),
@@ -311,6 +319,19 @@ def test_bad_files_are_refused_in_one_sentence(tmp_path: Path, text: str, messag
     with pytest.raises((ValueError, FileNotFoundError), match=message) as error:
         read_config(written(tmp_path, text))
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("bomb", ["names: &{0} [{1}, {1}]\n", "names: &{0} {{a: {1}, b: {1}}}\n"])
+def test_aliases_that_stand_for_billions_are_refused(tmp_path: Path, bomb: str) -> None:
+    text = "names: &a0 [x]\n" + "".join(bomb.format(f"a{level + 1}", f"*a{level}") for level in range(40))
+    with pytest.raises(ValueError, match=r"run.yaml repeats more than 10000 values by its aliases"):
+        read_config(written(tmp_path, text))
+    with pytest.raises(ValueError, match=r"run.yaml repeats more than"):
+        read_config(written(tmp_path, "lr: &a [*a]"))
+
+
+def test_a_few_aliases_are_fine(tmp_path: Path) -> None:
+    assert read_config(written(tmp_path, "min_size: &a [100, 200]\nlr_steps: *a"))["lr_steps"] == (100, 200)
 
 
 def test_a_cycle_is_refused_with_its_path(tmp_path: Path) -> None:

@@ -163,3 +163,12 @@ def test_a_panel_counts_and_marks_what_was_missed() -> None:
     rows, columns = np.nonzero((np.array(pictures[0]) != np.array(pictures[1])).any(-1))
     assert columns.min() > pictures[0].width / 2  # in the last picture and its title alone
     assert rows.min() < 26 < rows.max()
+
+
+def test_a_box_of_a_billion_pixels_is_cut_and_a_name_of_two_lines_is_one() -> None:
+    image, huge = torch.zeros(3, 64, 64), objects([10, 10, 1e9, 1e9])
+    target = {key: huge[key] for key in ("boxes", "labels")}
+    panel(image, target, huge, class_names=["small\ncar"], missed=huge["boxes"])
+    draw_detections(image, huge, ["small\ncar", "bus"])
+    cut = draw_boxes(image, torch.tensor([[10.0, 10, 1e9, 1e9]]), torch.tensor([1]))
+    assert coloured(cut) == coloured(draw_boxes(image, torch.tensor([[10.0, 10, 99, 99]]), torch.tensor([1])))
