@@ -1,10 +1,11 @@
-"""The 3x3 convolution of the paper's reconstruction head, by Winograd's way where that is faster."""
+"""The 3x3 convolution of the reconstruction heads, by Winograd's way where that is faster."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from . import reference
@@ -15,8 +16,8 @@ FEWEST_CHANNELS = 32
 """Of input and output: with fewer, the transforms cost what the multiplications save."""
 
 
-def conv3x3(features: Tensor, weight: Tensor, *, relu: bool = False) -> Tensor:
-    """`F.conv2d(features, weight, padding=1)`, then a ReLU if `relu`.
+def conv3x3(features: Tensor, weight: Tensor, bias: Tensor | None = None, *, relu: bool = False) -> Tensor:
+    """`F.conv2d(features, weight, bias, padding=1)`, then a ReLU if `relu`.
 
     Where `runs_winograd` says so, each tile of 2x2 pixels takes 16 multiplications in place of 36 (Lavin & Gray, 2016).
     Float32 errors are about those of `F.conv2d`. An infinite value makes NaN of its whole tile.
@@ -24,15 +25,19 @@ def conv3x3(features: Tensor, weight: Tensor, *, relu: bool = False) -> Tensor:
     Args:
         features: `[N, C, H, W]`.
         weight: `[K, C, 3, 3]`.
+        bias: `[K]`, or None.
         relu: whether a ReLU follows.
 
     Returns:
         `[N, K, H, W]`.
     """
     if not runs_winograd(features, weight):
-        return reference.conv3x3(features, weight, relu=relu)
-    result: Tensor = torch.ops.srtod.conv3x3(features, weight, relu)
-    return result
+        return reference.conv3x3(features, weight, bias, relu=relu)
+    result: Tensor = torch.ops.srtod.conv3x3(features, weight, relu and bias is None)
+    if bias is None:
+        return result
+    result += bias[:, None, None]
+    return F.relu(result, inplace=True) if relu else result
 
 
 def runs_winograd(features: Tensor, weight: Tensor) -> bool:

@@ -297,7 +297,7 @@ def dgfe(
 # --- 3x3 convolution --------------------------------------------------------------------------------------------------
 
 
-def conv3x3(features: Tensor, weight: Tensor, *, relu: bool = False) -> Tensor:
+def conv3x3(features: Tensor, weight: Tensor, bias: Tensor | None = None, *, relu: bool = False) -> Tensor:
     """See `srtod.ops.conv3x3`."""
-    result = F.conv2d(features, weight, padding=1)
+    result = F.conv2d(features, weight, bias, padding=1)
     return F.relu(result, inplace=True) if relu else result

@@ -70,6 +70,19 @@ def test_one_gradient_alone(inputs: tuple[Tensor, Tensor]) -> None:
         torch.testing.assert_close(ours, torch.autograd.grad(F.conv2d(*inputs, padding=1).relu().sum(), inputs[k]))
 
 
+@pytest.mark.parametrize("relu", [False, True])
+def test_a_bias_is_added(inputs: tuple[Tensor, Tensor], relu: bool) -> None:
+    bias = torch.randn(len(inputs[1])).requires_grad_()
+    output = conv3x3(*inputs, bias, relu=relu)
+    expected = reference.conv3x3(*inputs, bias, relu=relu)
+    torch.testing.assert_close(output, expected, rtol=0, atol=1e-4)
+    cotangent = torch.randn(output.shape) * (expected.detach().abs() > 1e-3)
+    for ours, theirs in zip(
+        *(torch.autograd.grad(x, (*inputs, bias), cotangent) for x in (output, expected)), strict=True
+    ):
+        torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-3)
+
+
 def test_second_derivatives(inputs: tuple[Tensor, Tensor]) -> None:
     def second(convolve: Any) -> tuple[Tensor, ...]:
         (first,) = torch.autograd.grad(convolve(*inputs).pow(3).sum(), inputs[0], create_graph=True)

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from srtod.ops.conv3x3 import conv3x3
 from srtod.ops.reference import nearest
 
 __all__ = ["SubpixelHead"]
@@ -91,6 +92,8 @@ class SubpixelHead(nn.Module):
                 f"SubpixelHead expects features [N, {self.in_channels}, h, w], got {list(features.shape)}; "
                 f"build it with in_channels equal to the channels of the pyramid level"
             )
-        x = F.relu(self.conv(features), inplace=True)
+        if features.device.type == "cpu":  # where it makes convolutions faster than it costs
+            features = features.contiguous(memory_format=torch.channels_last)
+        x = conv3x3(features, self.conv.weight, self.conv.bias, relu=True)
         with torch.autocast(x.device.type, enabled=False):
             return F.conv2d(x.to(weight.dtype), weight, bias, padding=1)

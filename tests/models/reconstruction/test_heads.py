@@ -18,7 +18,7 @@ def make(kind: str, scale: int) -> nn.Module:
 
 
 def test_subpixel_head_is_its_formula() -> None:
-    head = SubpixelHead(10, 4)
+    head = SubpixelHead(10, 4).double()
     assert [(name, tuple(parameter.shape)) for name, parameter in head.named_parameters()] == [
         ("conv.weight", (64, 10, 3, 3)),
         ("conv.bias", (64,)),
@@ -27,7 +27,7 @@ def test_subpixel_head_is_its_formula() -> None:
     ]
     nn.init.normal_(head.out.weight)
     nn.init.normal_(head.out.get_parameter("bias"))
-    features = torch.randn(2, 10, 5, 7)
+    features = torch.randn(2, 10, 5, 7).double()
     blocks = head.out(head.conv(features).relu())
     logits = head.logits(features)
     assert logits.shape == (2, 3, 20, 28)
