@@ -111,10 +111,9 @@ class AuthorsSelfReconstruction(nn.Module):
 
 def reconstruction_options(variant: str) -> dict[str, Any]:
     """The options of self-reconstruction; those of the authors' form are the paper's."""
-    return {
-        "threshold": THRESHOLD,
-        "reconstruction": "subpixel" if variant == "subpixel" else "paper",
-    }
+    if variant == "subpixel":
+        return {"threshold": THRESHOLD, "reconstruction": "subpixel"}
+    return {"threshold": THRESHOLD, "reconstruction": "paper", "resize": "nearest"}
 
 
 class ModelWork(NamedTuple):
