@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import io
 import os
 import select
@@ -15,6 +16,9 @@ from .signals import interruptible
 
 __all__ = ["run"]
 
+AS_IT_IS = "srtod.as_it_is"
+"""How text is written that is no UTF-8: names of files as they are on the disk, other halves of characters escaped."""
+
 
 def run(main: Callable[[], None]) -> None:
     """Runs a command line.
@@ -26,7 +30,7 @@ def run(main: Callable[[], None]) -> None:
     keep_pages()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="surrogateescape")  # names of files that are no UTF-8 come out as they are
+            stream.reconfigure(errors=AS_IT_IS)
     received: list[int] = []
     try:
         try:
@@ -85,3 +89,13 @@ def _sentence(error: BaseException) -> str:
     if isinstance(error, OSError) and error.strerror:
         return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
     return " ".join(str(error).split())
+
+
+def _write_as_it_is(error: UnicodeError) -> tuple[str | bytes, int]:
+    try:
+        return codecs.lookup_error("surrogateescape")(error)
+    except UnicodeError:
+        return codecs.lookup_error("backslashreplace")(error)
+
+
+codecs.register_error(AS_IT_IS, _write_as_it_is)
