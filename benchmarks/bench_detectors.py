@@ -137,7 +137,7 @@ def random_detector(name: str, **options: Any) -> Detector:
         channels=CHANNELS,
         min_size=None,
         max_size=None,
-        score_threshold=1.0,
+        score_threshold=0.999999,
         **options,
     )
     cast("RegionProposalNetwork", detector.head.rpn).nms_thresh = 1.0

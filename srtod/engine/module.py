@@ -18,7 +18,7 @@ from srtod.models import SelfReconstruction, build_detector
 from srtod.models.checkpoint import DESCRIPTION, IMAGE_SIZE, describe
 
 from .config import TrainConfig
-from .data import steps_per_epoch
+from .data import DetectionData, steps_per_epoch
 from .distributed import gather, mean
 
 __all__ = ["DetectionModule", "learning_rate_factor", "make_optimizer", "parameter_groups"]
@@ -54,6 +54,7 @@ class DetectionModule(L.LightningModule):
         self.detector = build_detector(**self.model_arguments)
         self._pending: list[_Batch] = []  # whose gradients wait for the next step
         self._steps = float("inf")  # of the whole training, from its start on
+        self._image_size: list[int] | None = None  # height and width of most training images, likewise
         if config.compile:
             # In place, so that the names of the weights stay. The head's shapes depend on the data, and would have it
             # compiled again and again.
@@ -63,6 +64,8 @@ class DetectionModule(L.LightningModule):
 
     def on_train_start(self) -> None:
         self._steps = float(self.trainer.estimated_stepping_batches)
+        data = getattr(self.trainer, "datamodule", None)
+        self._image_size = list(data.image_size) if isinstance(data, DetectionData) else None
 
     def training_step(self, batch: tuple[list[Tensor], list[Target]], batch_index: int) -> Tensor:
         images, targets = batch
@@ -151,8 +154,7 @@ class DetectionModule(L.LightningModule):
         return describe(model, self.class_names, self.category_ids)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        data = self.trainer.datamodule  # type: ignore[attr-defined]  # which a trainer has once it fits
-        checkpoint[DESCRIPTION] = self.description | {IMAGE_SIZE: list(data.image_size)}
+        checkpoint[DESCRIPTION] = self.description | {IMAGE_SIZE: self._image_size}
 
     def _describe(self, batches: list[_Batch], culprit: Literal["loss", "gradient"]) -> str:
         """The losses and images, in each process, of the batches whose losses, or whose gradients' sum, broke."""

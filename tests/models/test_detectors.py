@@ -392,7 +392,9 @@ def test_the_surrogate_changes_the_thresholds_gradient_alone(name: str) -> None:
     seen: dict[str, list[Tensor]] = {}
     gradients = {}
     for surrogate in ("none", "sigmoid", "triangle"):
-        detector = build(name, surrogate=surrogate, threshold=0.4)  # near the differences of an untrained head
+        detector = build(
+            name, surrogate=surrogate, threshold=0.4, resize="nearest"
+        )  # near the differences of an untrained head
 
         def keep(module: nn.Module, args: tuple[Any, ...], into: str = surrogate) -> None:
             seen[into] = [level.detach() for level in args[1].values()]
@@ -433,7 +435,9 @@ def test_the_papers_ablations_are_options(name: str, options: dict[str, Any]) ->
 def test_pruned_inference_detects_the_same(name: str, device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
     """Inference reconstructs the pixels alone that the filter looks at: not one of its decisions changes."""
     monkeypatch.setattr(torch.backends.cudnn, "deterministic", True)  # or equal inputs may round differently
-    detector = build(name, threshold=0.4, score_threshold=0.0).eval().to(device)  # near an untrained head's differences
+    detector = (
+        build(name, threshold=0.4, resize="nearest", score_threshold=0.0).eval().to(device)
+    )  # near untrained differences
     plug = detector.self_reconstruction
     assert plug is not None
     images = [image.to(device) for image in (*example()[0], torch.rand(3, 50, 71))]

@@ -109,6 +109,7 @@ class ReconstructionHead(nn.Sequential):
 
         Under autocast they are float32 all the same, so that a difference of a few grey levels is not rounded.
         """
+        self._check(features)
         return self.predict_strip(features, Strip.whole(features.shape[2]), reference.conv3x3)
 
     def predict(self, features: Tensor, image: Tensor, *, recompute: bool = False) -> Tensor:
@@ -122,10 +123,10 @@ class ReconstructionHead(nn.Sequential):
         Raises:
             ValueError: as `forward`.
         """
+        self._check(features)
         height, width = image.shape[-2:]
         if not (recompute and torch.is_grad_enabled()):
             return self.predict_strip(features, Strip.whole(features.shape[2]))[:, :, :height, :width]
-        self._check(features)
         parts: list[Tensor] = [
             checkpoint(
                 self.predict_strip,

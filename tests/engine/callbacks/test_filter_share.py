@@ -26,7 +26,7 @@ def test_scalars_of_every_evaluation(watched: Any) -> None:
 def make(**options: Any) -> DetectionModule:
     """With the paper's head, which gives grey before it has learnt."""
     torch.manual_seed(0)
-    config = TrainConfig.from_dict({"channels": 16, "reconstruction": "paper", **options})
+    config = TrainConfig.from_dict({"channels": 16, "reconstruction": "paper", "resize": "nearest", **options})
     return DetectionModule(config, ["drone"], [1])
 
 
