@@ -20,7 +20,7 @@ def conv3x3(features: Tensor, weight: Tensor, bias: Tensor | None = None, *, rel
     """`F.conv2d(features, weight, bias, padding=1)`, then a ReLU if `relu`.
 
     Where `runs_winograd` says so, each tile of 2x2 pixels takes 16 multiplications in place of 36 (Lavin & Gray, 2016).
-    Float32 errors are about those of `F.conv2d`. An infinite value makes NaN of its whole tile.
+    Float32 errors are about those of `F.conv2d`. NaN or an infinite value makes NaN of its whole tile.
 
     Args:
         features: `[N, C, H, W]`.
