@@ -130,7 +130,9 @@ def _quiet_threads() -> Iterator[None]:
     threading.excepthook = hook
     try:
         yield
-    finally:
+    except BaseException:
+        raise  # the hook stays: the thread may fail after the error that ends the training
+    else:
         threading.excepthook = tell
 
 
