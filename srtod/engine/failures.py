@@ -128,12 +128,8 @@ def _quiet_threads() -> Iterator[None]:
             tell(failure)
 
     threading.excepthook = hook
-    try:
-        yield
-    except BaseException:
-        raise  # the hook stays: the thread may fail after the error that ends the training
-    else:
-        threading.excepthook = tell
+    yield
+    threading.excepthook = tell  # not after an error, behind which the thread may fail too
 
 
 def _why_not_written(error: BaseException) -> str | None:
