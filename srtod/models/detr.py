@@ -15,7 +15,7 @@ import math
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from types import ModuleType
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -267,7 +267,7 @@ class DFineHead(QueryHead):
 
         most = max((len(label["boxes"]) for label in labels), default=0) if labels else 0
         self.model.model.config.num_denoising = MOST_DENOISED if most <= MOST_DENOISED else 0
-        encoded = BaseModelOutput(last_hidden_state=levels)
+        encoded = BaseModelOutput(last_hidden_state=cast(Any, levels))  # the library types it as one level
         return self.model(None, inputs_embeds=levels[0], encoder_outputs=encoded, labels=labels)
 
 
