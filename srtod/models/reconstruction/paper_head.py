@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from srtod.ops import reference
-from srtod.ops.conv3x3 import conv3x3, runs_winograd
+from srtod.ops.conv3x3 import conv3x3
 from srtod.ops.reference import nearest
 
 from .strips import Strip, strips
@@ -46,11 +46,8 @@ class Up(nn.Module):
 
     def forward(self, x: Tensor, convolve: Convolve = reference.conv3x3) -> Tensor:
         """Maps `[N, C, H, W]` to `[N, C/2, 2H, 2W]`."""
-        return convolve(self.expand(x, convolve), self.conv2.weight, relu=True)
-
-    def expand(self, x: Tensor, convolve: Convolve = reference.conv3x3) -> Tensor:
-        """What the last convolution, and nothing else, works on; the same shapes as `forward`."""
-        return convolve(self.transpose(x), self.conv1.weight, relu=True)
+        x = convolve(self.transpose(x), self.conv1.weight, relu=True)
+        return convolve(x, self.conv2.weight, relu=True)
 
 
 class ReconstructionHead(nn.Sequential):
@@ -158,8 +155,7 @@ class ReconstructionHead(nn.Sequential):
     def predict_samples(self, features: Tensor, image: Tensor) -> Tensor:
         """The logits at the pixels that a nearest resize to the features' size takes, and at no others: for inference.
 
-        Those are one in `scale * scale`. At scale 4 the output convolution runs on the one pixel of sixteen, and the
-        convolution before on the three rows of four, that they need; on all rows where Winograd's way is faster still.
+        Those are one in `scale * scale`, and the output convolution runs on these alone.
 
         Args:
             features: as in `forward`.
@@ -172,23 +168,14 @@ class ReconstructionHead(nn.Sequential):
             ValueError: as `forward`.
         """
         scale, (h, w) = self.scale, (features.shape[2], features.shape[3])
-        if scale < 4 or image.shape[-2:] != (scale * h, scale * w):
+        if image.shape[-2:] != (scale * h, scale * w):
             return nearest(self.predict(features, image), (h, w))
-        *ups, last = self._ups
-        x, conv, out = self._to_last(features), last.conv2, self.out
-        for up in ups:
+        x = self._to_last(features)
+        for up in self._ups:
             x = up(x, conv3x3)
-        x = last.expand(x, conv3x3)
-        if runs_winograd(x, conv.weight):
-            x = conv3x3(x, conv.weight, relu=True)
-            return F.conv2d(x, out.weight, out.bias, stride=scale, padding=1)
-        dtype, logits = out.weight.dtype, out.get_parameter("bias")[:, None, None]
-        for row in range(3):
-            part = rows_beside_samples(x, conv.weight, scale, row - 1).to(dtype)
-            with torch.autocast(x.device.type, enabled=False):
-                weight = out.weight[:, :, row : row + 1]
-                logits = logits + F.conv2d(part, weight, stride=(1, scale), padding=(0, 1))
-        return logits
+        out = self.out
+        with torch.autocast(x.device.type, enabled=False):
+            return F.conv2d(x.to(out.weight.dtype), out.weight, out.bias, stride=scale, padding=1)
 
     @property
     def _ups(self) -> Sequence[Up]:
@@ -206,11 +193,3 @@ class ReconstructionHead(nn.Sequential):
                 f"ReconstructionHead expects features [N, {self.in_channels}, h, w], got {list(features.shape)}; "
                 f"build it with in_channels equal to the channels of the pyramid level"
             )
-
-
-def rows_beside_samples(x: Tensor, weight: Tensor, scale: int, dy: int) -> Tensor:
-    """`ReLU(Conv3x3(x))` in the rows `scale * i + dy`, zeros where they are outside: `[N, C, h, W]`."""
-    out = F.conv2d(x, weight.to(x.dtype), stride=(scale, 1), padding=(1 - dy, 1))[:, :, : x.shape[2] // scale]
-    if dy == -1:
-        out[:, :, 0] = 0  # above the map there is the output convolution's padding
-    return F.relu(out, inplace=True)

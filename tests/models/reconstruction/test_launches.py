@@ -27,10 +27,11 @@ class Operations(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-@pytest.mark.parametrize(("reconstruction", "training", "inference"), [("paper", 80, 30), ("subpixel", 30, 10)])
-def test_few_operations(reconstruction: str, training: int, inference: int) -> None:
+@pytest.mark.parametrize("resize", ["nearest", "max"])
+@pytest.mark.parametrize(("reconstruction", "training", "inference"), [("paper", 80, 15), ("subpixel", 30, 10)])
+def test_few_operations(reconstruction: str, training: int, inference: int, resize: str) -> None:
     """Of a batch of two; in one strip, as 800x800 is on a GPU, and with so few channels that no CPU's kernel runs."""
-    module = SelfReconstruction(16, reconstruction=reconstruction, threshold=0.25, inplace=True)
+    module = SelfReconstruction(16, reconstruction=reconstruction, threshold=0.25, resize=resize, inplace=True)
     features, image = torch.randn(2, 16, 16, 16), torch.rand(2, 3, 64, 64)
     features = features.contiguous(memory_format=torch.channels_last).requires_grad_()
     with Operations() as operations:

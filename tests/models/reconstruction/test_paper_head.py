@@ -6,7 +6,6 @@ import torch.nn.functional as F
 
 from srtod import ops
 from srtod.models import ReconstructionHead
-from srtod.models.reconstruction.paper_head import rows_beside_samples
 from srtod.models.reconstruction.strips import strips
 from srtod.ops.reference import nearest
 
@@ -81,16 +80,6 @@ def test_predicted_samples_are_what_a_nearest_resize_takes(
         with torch.no_grad():
             logits, sampled = head.predict(features, image), head.predict_samples(features, image)
         torch.testing.assert_close(sampled, nearest(logits, (height, width)), rtol=1e-12, atol=1e-12)
-
-
-@pytest.mark.parametrize("scale", [4, 8])
-def test_rows_beside_the_samples_are_those_of_the_whole_map(scale: int) -> None:
-    torch.manual_seed(0)
-    x, weight = torch.randn(2, 6, 3 * scale, 5 * scale).double(), torch.randn(4, 6, 3, 3).double()
-    whole = F.pad(F.conv2d(x, weight, padding=1).relu(), (1, 1, 1, 1))
-    for dy in (-1, 0, 1):
-        rows = whole[:, :, 1 + dy :][:, :, : 3 * scale : scale]
-        torch.testing.assert_close(rows_beside_samples(x, weight, scale, dy), rows[..., 1:-1])
 
 
 def test_gradients_of_predicted_samples_are_those_of_the_whole_map() -> None:
