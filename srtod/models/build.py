@@ -16,6 +16,7 @@ from srtod._support.suggestions import did_you_mean
 
 from .backbones import build_backbone
 from .detector import Detector
+from .heads.two_stage import REPRESENTATION_SIZE
 from .options import DetectorOptions
 from .recipes import RECIPES, PartOptions
 from .reconstruction import SelfReconstruction, SelfReconstructionOptions
@@ -43,6 +44,7 @@ def build_detector(
     scale: float = 1.0,
     proposals: int | None = None,
     allowed_border: float | None = None,
+    representation_size: int = REPRESENTATION_SIZE,
     box_loss: str = "smooth_l1",
     sac: bool = True,
     rfla_paper: bool = False,
@@ -72,6 +74,7 @@ def build_detector(
         min_size, max_size, scale: see `DetectionTransform`.
         proposals, allowed_border: of the detectors with proposals (all but RetinaNet, FCOS, ATSS and DyHead): see
             `ProposalNetwork`. The others leave them aside.
+        representation_size: of the same: width of the two layers that classify a proposal and place its box.
         box_loss: of Faster R-CNN and TridentNet: see `TwoStageHead`.
         sac: of DetectoRS: whether its backbones have switchable atrous convolution, as the paper; without it they are
             those of the configuration that SR-TOD's authors released.
@@ -104,6 +107,7 @@ def build_detector(
         scale=scale,
         proposals=proposals,
         allowed_border=allowed_border,
+        representation_size=representation_size,
         box_loss=box_loss,
         sac=sac,
         rfla_paper=rfla_paper,
@@ -122,6 +126,7 @@ def build_detector(
                 "nms_threshold": nms_threshold,
             },
             proposals={"proposals": proposals, "allowed_border": allowed_border},
+            regions={"representation_size": representation_size},
             box_loss=box_loss,
             sac=sac,
             rfla_paper=rfla_paper,

@@ -8,7 +8,7 @@ from typing import Literal
 from srtod._support.fields import check_values, option
 
 from .backbones import BACKBONES, NORMS
-from .heads.two_stage import BETAS
+from .heads.two_stage import BETAS, REPRESENTATION_SIZE
 from .recipes import DETECTORS
 
 __all__ = ["DetectorOptions"]
@@ -87,6 +87,11 @@ class DetectorOptions:
         "two-stage detectors: train proposals on anchors that reach at most so far beyond the image, in pixels; none: "
         "on all",
         within="natural",
+    )
+    representation_size: int = option(
+        REPRESENTATION_SIZE,
+        "two-stage detectors: width of the two layers that classify a proposal and place its box",
+        within="positive",
     )
     box_loss: Literal[tuple(BETAS)] = option(  # type: ignore[valid-type]
         "smooth_l1", "faster_rcnn and tridentnet: loss of its boxes; l1: as the authors of SR-TOD"

@@ -47,6 +47,7 @@ class PartOptions:
         anchors: options of the heads that have anchors with a scale.
         detections: options of every head.
         proposals: options of `ProposalNetwork`.
+        regions: options of the heads behind it.
         box_loss, sac, rfla_paper, scale_aware: options of a few detectors, see `build_detector`.
     """
 
@@ -56,6 +57,7 @@ class PartOptions:
     anchors: dict[str, Any]
     detections: dict[str, Any]
     proposals: dict[str, Any]
+    regions: dict[str, Any]
     box_loss: str
     sac: bool
     rfla_paper: bool
@@ -128,6 +130,7 @@ def _faster_rcnn(options: PartOptions) -> Parts:
         **options.anchors,
         **options.detections,
         **options.proposals,
+        **options.regions,
     )
     return Parts(backbone, neck, head, stride=4)
 
@@ -137,7 +140,12 @@ def _cascade_rcnn(options: PartOptions) -> Parts:
     backbone = options.backbone()
     neck = FPN(backbone.channels, options.channels)
     head = CascadeHead(
-        options.channels, options.num_classes, **options.anchors, **options.detections, **options.proposals
+        options.channels,
+        options.num_classes,
+        **options.anchors,
+        **options.detections,
+        **options.proposals,
+        **options.regions,
     )
     return Parts(backbone, neck, head, stride=4)
 
@@ -146,7 +154,12 @@ def _cascade_rcnn(options: PartOptions) -> Parts:
 def _detectors(options: PartOptions) -> Parts:
     backbone, neck = _recursive(options)
     head = CascadeHead(
-        options.channels, options.num_classes, **options.anchors, **options.detections, **options.proposals
+        options.channels,
+        options.num_classes,
+        **options.anchors,
+        **options.detections,
+        **options.proposals,
+        **options.regions,
     )
     return Parts(backbone, neck, head, stride=4)
 
@@ -155,7 +168,8 @@ def _detectors(options: PartOptions) -> Parts:
 def _rfla(options: PartOptions) -> Parts:
     backbone = options.backbone()
     neck = FPN(backbone.channels, options.channels)
-    head = CascadeHead(options.channels, options.num_classes, rpn=_rfla_rpn(backbone, options), **options.detections)
+    rpn = _rfla_rpn(backbone, options)
+    head = CascadeHead(options.channels, options.num_classes, rpn=rpn, **options.detections, **options.regions)
     return Parts(backbone, neck, head, stride=4)
 
 
@@ -186,6 +200,7 @@ def _tridentnet(options: PartOptions) -> Parts:
         **options.anchors,
         **options.detections,
         **options.proposals,
+        **options.regions,
     )
     return Parts(backbone, neck, head, stride=4, copies=backbone.branches)
 
@@ -201,7 +216,8 @@ def _cascade_rpn(options: PartOptions) -> Parts:
         **options.anchors,
         **options.proposals,
     )
-    head = TwoStageHead(options.channels, options.num_classes, rpn=rpn, **options.detections, **REGIONS)
+    detections = options.detections | options.regions
+    head = TwoStageHead(options.channels, options.num_classes, rpn=rpn, **detections, **REGIONS)
     return Parts(backbone, neck, head, stride=4)
 
 
@@ -216,7 +232,8 @@ def _dyhead(options: PartOptions) -> Parts:
 @recipe("detectors_rfla")
 def _detectors_rfla(options: PartOptions) -> Parts:
     backbone, neck = _recursive(options)
-    head = CascadeHead(options.channels, options.num_classes, rpn=_rfla_rpn(backbone, options), **options.detections)
+    rpn = _rfla_rpn(backbone, options)
+    head = CascadeHead(options.channels, options.num_classes, rpn=rpn, **options.detections, **options.regions)
     return Parts(backbone, neck, head, stride=4)
 
 

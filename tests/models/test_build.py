@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor
+from torchvision.models.detection.faster_rcnn import TwoMLPHead
 
 from srtod.models import ANCHORS, DETECTORS, Detector, SelfReconstructionOptions, build_detector
 from srtod.models.assigners import HierarchicalAssigner
@@ -131,6 +132,11 @@ def test_options_of_the_proposals(name: str) -> None:
     assert (rpn.post_nms_top_n(), rpn.allowed_border) == (3000, None)  # type: ignore[operator, union-attr]
     rpn = build(name, proposals=1500, allowed_border=4).eval().head.rpn
     assert (rpn.post_nms_top_n(), rpn.allowed_border) == (1500, 4)  # type: ignore[operator, union-attr]
+    for width, options in ((1024, {}), (48, {"representation_size": 48})):
+        heads = [module for module in build(name, **options).modules() if isinstance(module, TwoMLPHead)]
+        assert {(head.fc6.out_features, head.fc7.in_features, head.fc7.out_features) for head in heads} == {
+            (width,) * 3
+        }
 
 
 def test_detectors_rfla_has_the_parts_of_both() -> None:

@@ -14,7 +14,7 @@ from torchvision.ops import clip_boxes_to_image, remove_small_boxes
 
 from .pooling import PyramidRoIAlign
 from .roi_heads import RoIHeads
-from .two_stage import float32_outputs, region_proposal_network
+from .two_stage import REPRESENTATION_SIZE, float32_outputs, region_proposal_network
 
 __all__ = ["CascadeHead", "ClassAgnosticPredictor"]
 
@@ -46,6 +46,7 @@ class CascadeHead(nn.Module):
         nms_threshold: IoU above which the lower-scoring of two detections of a class is dropped.
         proposals: how many proposals an image, see `ProposalNetwork`.
         allowed_border: which anchors are trained, see `ProposalNetwork`.
+        representation_size: width of each stage's two layers.
         rpn: a region proposal network in place of the default one. It leaves `anchor_scale`, `proposals` and
             `allowed_border` without effect.
     """
@@ -62,6 +63,7 @@ class CascadeHead(nn.Module):
         nms_threshold: float = 0.5,
         proposals: int | None = None,
         allowed_border: float | None = None,
+        representation_size: int = REPRESENTATION_SIZE,
         rpn: RegionProposalNetwork | None = None,
     ) -> None:
         super().__init__()
@@ -78,8 +80,8 @@ class CascadeHead(nn.Module):
         self.stages = nn.ModuleList(
             RoIHeads(
                 box_roi_pool=PyramidRoIAlign(strides[:-1], output_size=7),
-                box_head=TwoMLPHead(channels * 7 * 7, 1024),
-                box_predictor=ClassAgnosticPredictor(1024, num_classes),
+                box_head=TwoMLPHead(channels * 7 * 7, representation_size),
+                box_predictor=ClassAgnosticPredictor(representation_size, num_classes),
                 fg_iou_thresh=iou,
                 beta=1.0,
                 batch_size_per_image=512,

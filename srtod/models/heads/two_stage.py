@@ -17,10 +17,13 @@ from .anchor_generator import ASPECT_RATIOS, PyramidAnchors
 from .pooling import PyramidRoIAlign
 from .roi_heads import RoIHeads
 
-__all__ = ["ProposalNetwork", "TwoStageHead", "float32_outputs", "region_proposal_network"]
+__all__ = ["REPRESENTATION_SIZE", "ProposalNetwork", "TwoStageHead", "float32_outputs", "region_proposal_network"]
 
 BETAS = {"smooth_l1": 1 / 9, "l1": 0.0}
 """Where each box loss turns from quadratic to linear (SmoothL1's beta); L1 is linear everywhere."""
+
+REPRESENTATION_SIZE = 1024
+"""The usual width of the layers behind the pooling (Lin et al., FPN, CVPR 2017)."""
 
 
 class TwoStageHead(nn.Module):
@@ -37,6 +40,7 @@ class TwoStageHead(nn.Module):
         box_loss: of proposals and of regions: "smooth_l1" (beta 1/9, torchvision's) or "l1" (that of SR-TOD's authors).
         proposals: how many proposals an image, see `ProposalNetwork`.
         allowed_border: which anchors are trained, see `ProposalNetwork`.
+        representation_size: width of the two layers that classify and regress a pooled proposal.
         rpn: a region proposal network in place of the default one. It leaves `anchor_scale`, `proposals` and
             `allowed_border` without effect.
         regions: options of `RoIHeads` that take the place of the values above.
@@ -58,6 +62,7 @@ class TwoStageHead(nn.Module):
         box_loss: str = "smooth_l1",
         proposals: int | None = None,
         allowed_border: float | None = None,
+        representation_size: int = REPRESENTATION_SIZE,
         rpn: ProposalNetwork | None = None,
         **regions: Any,
     ) -> None:
@@ -84,8 +89,8 @@ class TwoStageHead(nn.Module):
         }
         self.roi_heads = RoIHeads(
             box_roi_pool=PyramidRoIAlign(strides[:-1], output_size=7),
-            box_head=TwoMLPHead(channels * 7 * 7, 1024),
-            box_predictor=FastRCNNPredictor(1024, num_classes),
+            box_head=TwoMLPHead(channels * 7 * 7, representation_size),
+            box_predictor=FastRCNNPredictor(representation_size, num_classes),
             score_thresh=score_threshold,
             nms_thresh=nms_threshold,
             detections_per_img=detections_per_image,
