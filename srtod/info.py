@@ -20,6 +20,7 @@ from srtod._version import __version__
 INSTRUCTION_SETS = ("avx2", "fma", "avx512f", "avx512_bf16", "avx512_fp16", "amx_bf16")
 DEPENDENCIES = (
     "torchvision",
+    "jinja2",
     "lightning",
     "matplotlib",
     "numpy",

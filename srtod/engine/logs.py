@@ -13,9 +13,12 @@ from srtod._support.files import replacing
 
 from .distributed import is_main_process
 
-__all__ = ["check_wandb", "make_loggers", "wandb_logger"]
+__all__ = ["METRICS_CSV", "check_wandb", "make_loggers", "wandb_logger"]
 
 LOGS = "logs"
+METRICS_CSV = f"{LOGS}/metrics.csv"
+"""Where the run's table of values lies, from its folder."""
+
 WANDB_ID = "wandb_id"
 
 

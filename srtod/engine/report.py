@@ -33,12 +33,14 @@ from srtod.visualization import SCORE
 
 from .callbacks.pictures import NO_DETECTIONS, sample_panel
 from .config import TrainConfig
+from .page import run_page
 
-__all__ = ["REPORT", "SUMMARY", "source_commit", "write_report"]
+__all__ = ["PAGE", "REPORT", "SUMMARY", "source_commit", "write_report"]
 
 REPORT = "report"
 SUMMARY = f"{REPORT}/metrics.json"
-CONTENT = ("metrics.json", "per_class.md", "pr_curves.png", "panels")
+PAGE = f"{REPORT}/report.html"
+CONTENT = ("report.html", "metrics.json", "per_class.md", "pr_curves.png", "panels")
 
 
 def write_report(
@@ -55,6 +57,7 @@ def write_report(
 ) -> DetailedEvaluation:
     """Writes `report/` in a run's folder, which can be mailed as it is; it is there when all of it is.
 
+        report.html     all of it as one page, see `srtod.engine.page`
         metrics.json    the metrics, with the protocol and all that the numbers depend on
         per_class.md    the metrics of each class
         pr_curves.png   precision over recall in each size bin
@@ -104,6 +107,7 @@ def write_report(
             (report / "per_class.md").write_text(_classes(evaluation), encoding="utf-8")
             plot_curves(evaluation.curves).savefig(report / "pr_curves.png")
             _write_panels(report / "panels", trained, test_set, ground_truth, detections, config.panels)
+            (report / "report.html").write_text(run_page(folder, report), encoding="utf-8")
     except OSError as error:
         raise OSError(
             f"the report {folder / REPORT} could not be written ({error.strerror or error}); the run's checkpoints are "

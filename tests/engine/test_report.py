@@ -79,6 +79,7 @@ def test_all_of_it_is_there(
         "report/panels/03_swarm_1_00000.png",
         "report/per_class.md",
         "report/pr_curves.png",
+        "report/report.html",
     ]
     for picture in report.rglob("*.png"):
         Image.open(picture).verify()
@@ -165,7 +166,7 @@ def test_a_report_is_replaced_as_a_whole(
     write(tmp_path, trained, test_set, detections, panels=2)
     write(tmp_path, trained, test_set, detections, panels=0)
     assert [path.name for path in tmp_path.iterdir()] == ["report"]
-    assert files(tmp_path / "report") == ["metrics.json", "per_class.md", "pr_curves.png"]
+    assert files(tmp_path / "report") == ["metrics.json", "per_class.md", "pr_curves.png", "report.html"]
 
 
 @pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt()])
