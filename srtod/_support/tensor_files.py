@@ -13,7 +13,7 @@ from torch import Tensor
 from .errors import is_out_of_memory
 from .reading import require_regular_file
 
-__all__ = ["check_weights", "read_tensors"]
+__all__ = ["check_weights", "is_plain", "read_tensors"]
 
 
 def read_tensors(path: str | Path, refusal: str) -> Any:
@@ -68,13 +68,13 @@ def check_weights(weights: Mapping[Any, Any], path: str | Path, cure: str) -> No
     for name, weight in weights.items():
         if not isinstance(name, str):
             raise ValueError(f"{path} names a weight by {type(name).__name__}, not by text; {cure}")
-        if not isinstance(weight, Tensor) or not _is_plain(weight):
+        if not isinstance(weight, Tensor) or not is_plain(weight):
             raise ValueError(f"{path} holds something else than a plain tensor as the weight {name}; {cure}")
         if weight.is_floating_point() and not bool(weight.float().isfinite().all()):
             raise ValueError(f"{path} holds NaN or infinity in the weight {name}; {cure}")
 
 
-def _is_plain(weight: Tensor) -> bool:
+def is_plain(weight: Tensor) -> bool:
     """Whether every element lies in memory: a tensor that repeats few of them may claim any size."""
     if weight.layout != torch.strided or weight.device.type != "cpu" or weight.is_quantized or weight.is_complex():
         return False

@@ -13,9 +13,12 @@ from srtod._support.files import replacing
 
 from .distributed import is_main_process
 
-__all__ = ["check_wandb", "make_loggers", "wandb_logger"]
+__all__ = ["TABLE", "check_wandb", "make_loggers", "wandb_logger"]
 
 LOGS = "logs"
+TABLE = f"{LOGS}/metrics.csv"
+"""Where a run's folder holds what was logged, once there is something."""
+
 WANDB_ID = "wandb_id"
 
 
