@@ -227,6 +227,13 @@ def test_a_loss_that_is_not_finite_ends_with_one_sentence(tmp_path: Path, monkey
 
 
 @pytest.mark.usefixtures("interruptible")
+def test_a_signal_before_anything_is_logged_leaves_no_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(DetectionModule, "training_step", lambda *_: signal.raise_signal(signal.SIGTERM))
+    assert call(monkeypatch, *PLAIN, "--output", str(tmp_path / "run")) == 128 + signal.SIGTERM
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.usefixtures("interruptible")
 @pytest.mark.parametrize("kind", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_keeps_the_last_checkpoint_and_says_where(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], kind: signal.Signals

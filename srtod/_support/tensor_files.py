@@ -5,7 +5,7 @@ from __future__ import annotations
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 from torch import Tensor
@@ -13,7 +13,7 @@ from torch import Tensor
 from .errors import is_out_of_memory
 from .reading import require_regular_file
 
-__all__ = ["check_weights", "read_tensors"]
+__all__ = ["check_weights", "is_plain", "read_tensors"]
 
 
 def read_tensors(path: str | Path, refusal: str) -> Any:
@@ -31,9 +31,12 @@ def read_tensors(path: str | Path, refusal: str) -> Any:
     """
     require_regular_file(path)
     try:
-        if zipfile.is_zipfile(path):  # all but files from before torch 1.6
-            _check_archive(path)
-        return torch.load(path, map_location="cpu", weights_only=True)
+        # Opened once: a training may put another in its place at any time.
+        with Path(path).open("rb") as file:
+            if zipfile.is_zipfile(file):  # all but files from before torch 1.6
+                _check_archive(file)
+            file.seek(0)
+            return torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # where bytes are wrong, zipfile, torch and pickle stumble over them in any way
         named = isinstance(error, OSError) and error.filename is not None  # torch seeks before the start of a cut file
         if named or is_out_of_memory(error):
@@ -41,13 +44,13 @@ def read_tensors(path: str | Path, refusal: str) -> Any:
         raise ValueError(f"{path} {refusal}") from error
 
 
-def _check_archive(path: str | Path) -> None:
+def _check_archive(file: IO[bytes]) -> None:
     """Raises an error where a part is not what was written, of which torch looks at no checksum, or is compressed.
 
     `torch.save` compresses nothing; a part that is would unfold to any size. For 300 MB in the page cache it takes
     0.09 s, where `torch.load` takes 0.05 s.
     """
-    with zipfile.ZipFile(path) as archive:
+    with zipfile.ZipFile(file) as archive:
         if any(part.compress_type != zipfile.ZIP_STORED for part in archive.infolist()):
             raise zipfile.BadZipFile("a part is compressed")
         if (part := archive.testzip()) is not None:
@@ -68,13 +71,13 @@ def check_weights(weights: Mapping[Any, Any], path: str | Path, cure: str) -> No
     for name, weight in weights.items():
         if not isinstance(name, str):
             raise ValueError(f"{path} names a weight by {type(name).__name__}, not by text; {cure}")
-        if not isinstance(weight, Tensor) or not _is_plain(weight):
+        if not isinstance(weight, Tensor) or not is_plain(weight):
             raise ValueError(f"{path} holds something else than a plain tensor as the weight {name}; {cure}")
         if weight.is_floating_point() and not bool(weight.float().isfinite().all()):
             raise ValueError(f"{path} holds NaN or infinity in the weight {name}; {cure}")
 
 
-def _is_plain(weight: Tensor) -> bool:
+def is_plain(weight: Tensor) -> bool:
     """Whether every element lies in memory: a tensor that repeats few of them may claim any size."""
     if weight.layout != torch.strided or weight.device.type != "cpu" or weight.is_quantized or weight.is_complex():
         return False

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from itertools import count
 from pathlib import Path
+from typing import NamedTuple
 
 import yaml
 
@@ -18,12 +19,33 @@ from srtod._support.locks import locked
 
 from .callbacks.checkpoints import BEST, LAST
 from .config import TrainConfig
+from .logs import TABLE
 
-__all__ = ["CONFIG", "JOB", "new_folder", "resumed_folder"]
+__all__ = ["CONFIG", "JOB", "NewFolder", "new_folder", "resumed_folder"]
 
 CONFIG = "config.yaml"
 JOB = "slurm_job_id"
 LOCK = "lock"
+
+
+class NewFolder(NamedTuple):
+    """The folder of a new run.
+
+    Attributes:
+        path: where it is.
+        was_there: whether it was there, and empty.
+    """
+
+    path: Path
+    was_there: bool
+
+    def give_up(self) -> None:
+        """Removes what the run has written, and its folder unless that was there before."""
+        for path in [*self.path.iterdir()] if self.was_there else [self.path]:
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -42,22 +64,22 @@ def resumed_folder(folder: Path) -> Iterator[None]:
 
 
 @contextmanager
-def new_folder(path: Path, config: TrainConfig) -> Iterator[Path]:
+def new_folder(path: Path, config: TrainConfig) -> Iterator[NewFolder]:
     """Locks the folder of a new run, with its configuration in it.
 
     It is `path`, or the first of `path-2`, `path-3`, ... that is new or empty. In a SLURM job the folder also records
-    which job the run belongs to, for `requeued_run`. After bad input, or if memory or disk were too small, a run
-    without a checkpoint leaves nothing, so that the next try gets the same folder.
+    which job the run belongs to, for `requeued_run`. After bad input, if memory or disk were too small, or if it is
+    interrupted before its first log, a run without a checkpoint leaves nothing. The next try then gets the same folder.
 
     Raises:
         OSError: if it cannot be made.
     """
     with ExitStack() as lock:
         try:
-            folder, was_there = _take(path, lock)
+            new = _take(path, lock)
         except OSError as error:
             raise _not_made(path, error) from error
-        written = False
+        folder, written = new.path, False
         try:
             with replacing(folder / CONFIG) as file:
                 yaml.safe_dump(config.as_dict(), file, sort_keys=False)
@@ -65,18 +87,19 @@ def new_folder(path: Path, config: TrainConfig) -> Iterator[Path]:
                 with replacing(folder / JOB) as file:
                     file.write(job)
             written = True
-            yield folder
+            yield new
         except BaseException as error:
             is_input = isinstance(error, (MemoryError, OSError, TypeError, ValueError))
-            if not written or (is_input and not any((folder / name).exists() for name in (BEST, LAST))):
-                _give_up(folder, was_there)
+            is_early = isinstance(error, KeyboardInterrupt) and not (folder / TABLE).exists()
+            if not written or ((is_input or is_early) and not any((folder / name).exists() for name in (BEST, LAST))):
+                new.give_up()
             if isinstance(error, OSError) and not written:
                 raise _not_made(folder, error) from error
             raise
 
 
-def _take(path: Path, lock: ExitStack) -> tuple[Path, bool]:
-    """Makes and locks the first folder that is free; whether it was there."""
+def _take(path: Path, lock: ExitStack) -> NewFolder:
+    """Makes and locks the first folder that is free."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except FileExistsError as error:
@@ -101,21 +124,12 @@ def _take(path: Path, lock: ExitStack) -> tuple[Path, bool]:
                 raise
             if is_ours and _is_free(folder):
                 lock.push(attempt.pop_all())
-                return folder, was_there
+                return NewFolder(folder, was_there)
     raise AssertionError
 
 
 def _is_free(folder: Path) -> bool:
     return all(path.name == LOCK for path in folder.iterdir())
-
-
-def _give_up(folder: Path, was_there: bool) -> None:
-    """Removes what a run has written, and its folder unless that was there before."""
-    for path in [*folder.iterdir()] if was_there else [folder]:
-        if path.is_dir():
-            shutil.rmtree(path, ignore_errors=True)
-        else:
-            path.unlink(missing_ok=True)
 
 
 def _not_made(folder: Path, error: OSError) -> OSError:

@@ -13,11 +13,11 @@ from srtod._support.files import replacing
 
 from .distributed import is_main_process
 
-__all__ = ["METRICS_CSV", "check_wandb", "make_loggers", "wandb_logger"]
+__all__ = ["TABLE", "check_wandb", "make_loggers", "wandb_logger"]
 
 LOGS = "logs"
-METRICS_CSV = f"{LOGS}/metrics.csv"
-"""Where the run's table of values lies, from its folder."""
+TABLE = f"{LOGS}/metrics.csv"
+"""Where a run's folder holds what was logged, once there is something."""
 
 WANDB_ID = "wandb_id"
 

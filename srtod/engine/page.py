@@ -16,7 +16,7 @@ from matplotlib import rc_context
 from matplotlib.figure import Figure
 
 from .callbacks.checkpoints import BEST
-from .logs import METRICS_CSV
+from .logs import TABLE
 
 __all__ = ["run_page"]
 
@@ -70,7 +70,7 @@ def run_page(folder: Path, report: Path) -> str:
         test_set=f"{test_set['objects']} objects in {test_set['images']} test images.",
         metrics=_metrics(metrics),
         classes=_first_table((report / "per_class.md").read_text(encoding="utf-8")),
-        curves=_curves(folder / METRICS_CSV),
+        curves=_curves(folder / TABLE),
         precision_recall=_data((report / "pr_curves.png").read_bytes()),
         panels=[(path.stem, _data(path.read_bytes())) for path in sorted((report / "panels").glob("*.png"))],
         commands=_commands(folder),

@@ -14,35 +14,23 @@ from typing import Any
 
 from lightning.pytorch.utilities import rank_zero_only
 
-from srtod._version import __version__
 from srtod.data import DetectionDataset
 from srtod.models import ANCHORS
 from srtod.models.anchors import fit_anchor_scale
-from srtod.models.checkpoint import CONTROL, DESCRIPTION, METRICS, read_checkpoint
+from srtod.models.checkpoint import CONTROL, DESCRIPTION
 
-from .callbacks.checkpoints import LAST, RANDOM_STATE
+from .callbacks.checkpoints import LAST
 from .config import TrainConfig
 from .data import DetectionData, object_sizes, objects_per_image
 from .distributed import is_main_process
-from .folder import CONFIG, JOB, new_folder, resumed_folder
+from .folder import CONFIG, JOB, NewFolder, new_folder, resumed_folder
 from .presets import read_config
 from .report import SUMMARY
+from .restoring import read_last
 
 __all__ = ["Run", "check_options", "read_run", "requeued_run", "with_saved_options"]
 
 PATHS = ("data", "train_json", "train_images", "test_json", "test_images")
-NEEDED: dict[str, type] = {
-    METRICS: dict,
-    RANDOM_STATE: list,
-    "global_step": int,
-    "epoch": int,
-    "optimizer_states": list,
-    "lr_schedulers": list,
-    "loops": dict,
-    "pytorch-lightning_version": str,
-}
-"""What a checkpoint to go on from must hold beside the weights, by type."""
-
 CHANGEABLE = frozenset({*PATHS, "threads", "workers", "panels", "recompute"})
 """Options that may change on resume; they do not alter the training."""
 
@@ -59,6 +47,7 @@ class Run:
         step: optimizer steps done; None in a new run.
         finished: whether it has trained its last epoch, or stopped early.
         detector: description of the checkpoint's detector, see `srtod.models.checkpoint.describe`.
+        new: its folder, where this process has made it.
     """
 
     folder: Path
@@ -68,6 +57,7 @@ class Run:
     step: int | None = None
     finished: bool = False
     detector: Mapping[str, Any] = field(default_factory=dict)
+    new: NewFolder | None = None
 
     @classmethod
     @contextmanager
@@ -98,7 +88,7 @@ class Run:
     @classmethod
     def _resume(cls, folder: Path, config: TrainConfig, fingerprints: dict[str, tuple[int, str]]) -> Run:
         checkpoint = folder / LAST
-        content = _read_last(checkpoint)
+        content = read_last(checkpoint)
         state = content["callbacks"]["Checkpoints"]
         _check_same_data(checkpoint, state["data"], fingerprints)
         if state["finished"] and (folder / SUMMARY).exists():
@@ -128,8 +118,8 @@ class Run:
             ValueError: if the checkpoint holds another detector.
         """
         if self.checkpoint is None and is_main_process():
-            with new_folder(self.folder, self.config) as folder:
-                yield replace(self, folder=folder)
+            with new_folder(self.folder, self.config) as new:
+                yield replace(self, folder=new.path, new=new)
             return
         if self.checkpoint is not None:
             _check_same_detector(self.checkpoint, self.detector, detector)
@@ -219,35 +209,6 @@ def requeued_run(path: Path) -> Path | None:
         if record.read_text() == os.environ.get("SLURM_JOB_ID") and (record.parent / LAST).is_file():
             return record.parent
     return None
-
-
-def _read_last(path: Path) -> dict[str, Any]:
-    """The content of `last.ckpt`, which holds all that a resume needs."""
-    folder = path.parents[1]
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"{folder} has no {path.name} to go on from; start the run again, with save_every if its epochs are long"
-        )
-    try:
-        content = read_checkpoint(path)
-    except ValueError as error:
-        others = [str(other) for other in path.parent.glob("*.ckpt") if other != path]
-        kept = f"; {' and '.join(others)} can still be used by srtod.predict" if others else ""
-        raise ValueError(f"{error}: this run cannot go on, start it again{kept}") from error
-    try:
-        state = content["callbacks"]["Checkpoints"]
-        state["finished"], state["data"]
-        for name, kind in NEEDED.items():
-            if not isinstance(content.get(name), kind):
-                raise KeyError(name)
-    except (KeyError, TypeError) as error:
-        written = content[DESCRIPTION]["version"]
-        cure = "" if written == __version__ else f"install srtod {written} to go on with it, or "
-        raise ValueError(
-            f"{path}, written by srtod {written}, does not hold all that srtod {__version__} needs to go on "
-            f"(no {error}); {cure}start the run again"
-        ) from error
-    return content
 
 
 def _check_same_data(

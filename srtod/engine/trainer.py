@@ -18,13 +18,19 @@ from .callbacks import (
 from .callbacks.checkpoints import AtomicCheckpointIO
 from .data import DetectionData, steps_per_epoch
 from .logs import make_loggers
+from .module import DetectionModule
+from .restoring import check_restorable
 from .run import Run
 
 __all__ = ["make_trainer"]
 
 
-def make_trainer(run: Run, data: DetectionData) -> L.Trainer:
-    """Builds the trainer; the log of a new run begins with its configuration."""
+def make_trainer(run: Run, module: DetectionModule, data: DetectionData) -> L.Trainer:
+    """Builds the trainer; the log of a new run begins with its configuration.
+
+    Raises:
+        ValueError: if a run to resume cannot go on from its checkpoint; nothing of the run is changed then.
+    """
     config = run.config
     limit = 1.0 if config.limit_batches is None else config.limit_batches
     trainer = L.Trainer(
@@ -43,12 +49,15 @@ def make_trainer(run: Run, data: DetectionData) -> L.Trainer:
         gradient_clip_val=config.clip_grad_norm,
         use_distributed_sampler=False,  # the data module has its own samplers for several processes
         log_every_n_steps=min(10, steps_per_epoch(config, len(data.train_set))),
-        logger=make_loggers(run.folder, config.wandb, run.step),
+        logger=False,
         callbacks=_callbacks(run, data),
         plugins=[AtomicCheckpointIO()],
         default_root_dir=run.folder / "slurm",  # where Lightning saves a checkpoint when SLURM ends the job
         enable_model_summary=False,
     )
+    if run.checkpoint is not None and not run.finished:
+        check_restorable(run.checkpoint, trainer, module, data)
+    trainer.loggers = make_loggers(run.folder, config.wandb, run.step)  # now, for this cuts the logs of a resumed run
     if run.checkpoint is None:
         for logger in trainer.loggers:
             logger.log_hyperparams(config.as_dict())

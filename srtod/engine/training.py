@@ -92,9 +92,9 @@ def train(config: TrainConfig, make_module: MakeModule | None = None) -> Trained
 def _fit(run: Run, module: DetectionModule, data: DetectionData, commit: str | None) -> TrainedRun:
     """Trains the run, or the rest of it, and writes its report."""
     with explained(run.config, run.folder / LAST):
-        trainer = make_trainer(run, data)
+        trainer = make_trainer(run, module, data)
         if not run.finished:
-            with warnings.catch_warnings(), waiting_watched(run.config.devices * run.config.nodes):
+            with warnings.catch_warnings(), waiting_watched(run.config.devices * run.config.nodes, run.new):
                 # Lightning does not know that the samplers start where the run stopped.
                 warnings.filterwarnings("ignore", "You're resuming from a checkpoint that ended before the epoch ended")
                 trainer.fit(module, data, ckpt_path=run.checkpoint, weights_only=True)

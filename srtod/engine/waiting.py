@@ -14,6 +14,7 @@ from contextlib import contextmanager
 import torch.distributed as dist
 
 from .distributed import MEETING
+from .folder import NewFolder
 
 __all__ = ["waiting_watched"]
 
@@ -27,13 +28,14 @@ ENDINGS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 @contextmanager
-def waiting_watched(processes: int) -> Iterator[None]:
+def waiting_watched(processes: int, new: NewFolder | None) -> Iterator[None]:
     """Inside, if the processes of a run do not find each other, it is told after a minute; signals end the wait.
 
     PyTorch waits for half an hour, in C++ code where Python handles no signal.
 
     Args:
         processes: how many there are; a single one does not wait.
+        new: the run's folder if this process has made it; given up where a signal ends the wait.
     """
     if processes == 1 or threading.current_thread() is not threading.main_thread():
         yield
@@ -41,7 +43,7 @@ def waiting_watched(processes: int) -> Iterator[None]:
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
     before = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
-    thread = threading.Thread(target=_watch, args=(reader, processes), daemon=True)
+    thread = threading.Thread(target=_watch, args=(reader, processes, new), daemon=True)
     thread.start()
     try:
         yield
@@ -52,7 +54,7 @@ def waiting_watched(processes: int) -> Iterator[None]:
         os.close(reader)
 
 
-def _watch(reader: int, processes: int) -> None:
+def _watch(reader: int, processes: int, new: NewFolder | None) -> None:
     """Reads the numbers of signals, which Python writes at once, until the pipe is closed."""
     ready, _, _ = select.select([reader], [], [], PATIENCE)
     if not ready and not dist.is_initialized():
@@ -67,6 +69,8 @@ def _watch(reader: int, processes: int) -> None:
             time.sleep(GRACE)
             if not select.select([reader], [], [], 0)[0] and not dist.is_initialized():
                 print("interrupted while waiting for other processes of the run", file=sys.stderr, flush=True)
+                if new is not None:
+                    new.give_up()
                 os._exit(128 + numbers[0])
 
 

@@ -175,6 +175,9 @@ def _is_ours(checkpoint: Any) -> bool:
         return False
     if not (isinstance(names, list) and isinstance(ids, list) and len(names) == len(ids)):
         return False
+    size = description.get(IMAGE_SIZE)
+    if size is not None and not (isinstance(size, list | tuple) and list(map(type, size)) == [int, int]):
+        return False
     numbers = all(isinstance(number, int) for number in ids) and all(
         isinstance(value, int | float) for value in metrics.values()
     )

@@ -163,7 +163,12 @@ def test_two_processes_that_are_killed_go_on_to_the_end_of_the_whole_run(tmp_pat
         )
 
 
-def test_a_wait_for_other_machines_is_told_and_can_be_ended(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "kind", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)], ids=["SIGTERM", "SIGINT"]
+)
+def test_a_wait_for_other_machines_is_told_and_ended_by_a_signal_without_a_trace(
+    tmp_path: Path, kind: signal.Signals
+) -> None:
     code = "from srtod.engine import waiting\nwaiting.PATIENCE = 1.0\n"
     code += "from srtod import train\nfrom srtod._support.cli import run\nrun(train.main)"
     process = subprocess.Popen(
@@ -175,9 +180,11 @@ def test_a_wait_for_other_machines_is_told_and_can_be_ended(tmp_path: Path) -> N
     assert process.stderr is not None
     said = next(line for line in process.stderr if line.startswith("waiting"))
     assert said.startswith("waiting for the 2 processes of the run to meet at 127.0.0.1:29518 (MASTER_ADDR and ")
-    process.send_signal(signal.SIGTERM)
+    assert (tmp_path / "run" / "config.yaml").exists()
+    process.send_signal(kind)
     assert "interrupted while waiting" in process.communicate(timeout=60)[1]
-    assert process.returncode == 128 + signal.SIGTERM
+    assert process.returncode == 128 + kind
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.slow

@@ -304,6 +304,47 @@ def test_a_checkpoint_of_an_earlier_version_is_told(copied: Path, absent: str) -
         train(TrainConfig(resume=str(copied)))
 
 
+@pytest.mark.parametrize(
+    ("path", "value", "reason"),
+    [
+        (
+            ("optimizer_states", 0, "state", 0, "momentum_buffer"),
+            torch.zeros(2),
+            r"must be a tensor \[.*, got .* \[2\]",
+        ),
+        (("optimizer_states", 0, "state", 9999), {}, r"is of \d+ parameters, and has 9999"),
+        (("optimizer_states", 0, "param_groups", 0, "momentum"), 0.5, r"momentum of group 0 .* is 0\.5, not 0\.9"),
+        (("lr_schedulers", 0, "step"), 1, r"lr_schedulers\[0\]\['step'\] is unknown"),
+        (("loops", "fit_loop", "epoch_progress", "current", "completed"), 7, "epoch is 0, the loops count 7, and"),
+        (("callbacks", "UnreadableImages", "training"), [99], "IndexError: index 99 is out of bounds"),
+        (("random_state", 0, "torch"), torch.zeros(5056, dtype=torch.uint8), "RuntimeError: .* mt19937"),
+        (("pytorch-lightning_version",), "newest", "InvalidVersion: Invalid version: 'newest'"),
+        (("pytorch-lightning_version",), torch.zeros(2), "'pytorch-lightning_version' is no str"),
+    ],
+)
+def test_a_checkpoint_that_was_edited_is_refused_before_the_run_is_changed(
+    copied: Path, path: tuple[Any, ...], value: Any, reason: str
+) -> None:
+    last = copied / "checkpoints" / "last.ckpt"
+    content = torch.load(last, weights_only=True)
+    *above, key = path
+    place = content
+    for name in above:
+        place = place[name]
+    place[key] = value
+    torch.save(content, last)
+    before = files(copied)
+    with pytest.raises(
+        ValueError, match=rf"last\.ckpt, .* does not hold what srtod .*\(.*{reason}.*\); .*start the run"
+    ):
+        train(TrainConfig(resume=str(copied)))
+    assert files(copied) == before
+
+
+def files(folder: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
 def test_options_that_differ_from_the_run_are_refused(copied: Path) -> None:
     with pytest.raises(ValueError, match=r"epochs is 9, but the run in .*moved has 2 and goes on as it was"):
         train(TrainConfig(resume=str(copied), epochs=9))
@@ -482,11 +523,11 @@ def test_a_folder_is_taken_if_it_is_free(tmp_path: Path) -> None:
     (tmp_path / "run-3").touch()
     with ExitStack() as runs:
         first = runs.enter_context(new_folder(tmp_path / "run", START))
-        assert (first, first.stat().st_ino) == (tmp_path / "run", inode)
+        assert (first.path, first.path.stat().st_ino) == (tmp_path / "run", inode)
         with locked_by_another(tmp_path / "run-2" / "lock"):  # by one that has begun at the same moment
-            assert runs.enter_context(new_folder(tmp_path / "run", START)) == tmp_path / "run-4"
-        assert runs.enter_context(new_folder(tmp_path / "run", START)) == tmp_path / "run-2"
-        assert runs.enter_context(new_folder(tmp_path / "run", START)) == tmp_path / "run-5"
+            assert runs.enter_context(new_folder(tmp_path / "run", START)).path == tmp_path / "run-4"
+        assert runs.enter_context(new_folder(tmp_path / "run", START)).path == tmp_path / "run-2"
+        assert runs.enter_context(new_folder(tmp_path / "run", START)).path == tmp_path / "run-5"
 
 
 def test_a_full_disk_leaves_no_folder_of_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

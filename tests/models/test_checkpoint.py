@@ -6,8 +6,11 @@ import os
 import pickle
 import random
 import re
+import time
 import zipfile
+from itertools import cycle
 from pathlib import Path
+from threading import Event, Thread
 from typing import Any
 
 import pytest
@@ -92,6 +95,43 @@ def test_a_failed_write_leaves_the_file_before(
         write_checkpoint(content, path)
     assert path.read_bytes() == b"before"
     assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("is_whole", [True, False])
+def test_a_checkpoint_that_is_being_written_again_and_again_is_always_read_as_a_whole(
+    content: dict[str, Any], tmp_path: Path, is_whole: bool
+) -> None:
+    """And would not be if it were written in its place: that this test can see."""
+    path = tmp_path / "last.ckpt"
+    write = write_checkpoint if is_whole else torch.save
+    versions = [
+        content | {"state_dict": {f"detector.{part}": torch.full((50_000,), k) for part in range(8)}} for k in (1, 2)
+    ]
+    write_checkpoint(versions[0], path)
+    ended, read, broken = Event(), [], 0
+
+    def train() -> None:
+        for version in cycle(versions):
+            if ended.is_set():
+                return
+            write(version, path)
+
+    writer = Thread(target=train)
+    writer.start()
+    try:
+        deadline = time.monotonic() + 20
+        while (len(set(read)) < 2 or len(read) < 20) and not broken and time.monotonic() < deadline:
+            try:
+                weights = read_checkpoint(path)["state_dict"].values()
+                [value] = {int(weight.max()) for weight in weights}
+                read.append(value)
+            except ValueError:  # damaged, or of both versions
+                broken += 1
+    finally:
+        ended.set()
+        writer.join()
+    assert broken == (not is_whole)
+    assert not is_whole or set(read) == {1, 2}
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
@@ -189,6 +229,7 @@ def test_damaged_files_are_refused_whatever_is_wrong_in_them(content: dict[str, 
         {"state_dict": {}, "srtod": describe({}, ["drone", 3], [1, 2])},  # type: ignore[list-item]
         {"state_dict": {}, "srtod": describe({}, ["drone"], [1, 2])},
         {"state_dict": {}, "srtod": describe({}, ["drone"], [1]), "metrics": [0.5]},
+        {"state_dict": {}, "srtod": describe({}, ["drone"], [1]) | {"image_size": [[], 128]}},
     ],
 )
 def test_a_foreign_file_is_refused(tmp_path: Path, foreign: Any) -> None:

@@ -155,7 +155,8 @@ class Checkpoints(Checkpoint):  # this name is a key in checkpoints: a run saved
         return {"best": self.best, "finished": self.finished, "data": self.data}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.best, self.finished = state_dict["best"], state_dict["finished"]
+        best, self.finished = state_dict["best"], state_dict["finished"]
+        self.best = None if best is None else float(best)
 
 
 class RandomState(Callback):
@@ -171,7 +172,7 @@ class RandomState(Callback):
     @contextmanager
     def gathered(self, trainer: L.Trainer) -> Iterator[None]:
         """A checkpoint saved inside holds the states of all processes; every process must enter."""
-        self._gathered = gather(self._state(trainer))
+        self._gathered = gather(self.state(trainer))
         try:
             yield
         finally:
@@ -179,9 +180,10 @@ class RandomState(Callback):
 
     def on_save_checkpoint(self, trainer: L.Trainer, module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         # On the signal of SLURM Lightning saves at once, and other processes do not gather: save this one's state only.
-        checkpoint[RANDOM_STATE] = [self._state(trainer)] if self._gathered is None else self._gathered
+        checkpoint[RANDOM_STATE] = [self.state(trainer)] if self._gathered is None else self._gathered
 
-    def _state(self, trainer: L.Trainer) -> dict[str, Any]:
+    @staticmethod
+    def state(trainer: L.Trainer) -> dict[str, Any]:
         """The generators of this process."""
         kind, key, *rest = np.random.get_state(legacy=True)  # noqa: NPY002 (the one that other code may draw from)
         state: dict[str, Any] = {"python": random.getstate(), "torch": torch.get_rng_state()}
