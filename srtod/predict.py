@@ -128,7 +128,11 @@ def _parser(prog: str) -> Parser:
         "--pictures", action=argparse.BooleanOptionalAction, default=True, help="draw the detections [True]"
     )
     parser.add_argument(
-        "--score", metavar="X", type=number, default=0.5, help="detections are drawn from this score on [0.5]"
+        "--score",
+        metavar="X",
+        type=number,
+        help="detections are drawn from this score on; detections.json has them all [that of the best F1 in the "
+        "training run's evaluation, which the checkpoint holds; 0.5 for older checkpoints]",
     )
     parser.add_argument(
         "--score-threshold", metavar="X", type=number, help="detections must score above this [as trained]"

@@ -29,7 +29,7 @@ from srtod.evaluation import (
     protocol,
 )
 from srtod.models.checkpoint import TrainedDetector
-from srtod.visualization import SCORE
+from srtod.visualization import drawn_from
 
 from .callbacks.pictures import NO_DETECTIONS, sample_panel
 from .config import TrainConfig
@@ -103,7 +103,15 @@ def write_report(
             (report / "metrics.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
             (report / "per_class.md").write_text(_classes(evaluation), encoding="utf-8")
             plot_curves(evaluation.curves).savefig(report / "pr_curves.png")
-            _write_panels(report / "panels", trained, test_set, ground_truth, detections, config.panels)
+            _write_panels(
+                report / "panels",
+                trained,
+                test_set,
+                ground_truth,
+                detections,
+                count=config.panels,
+                score=drawn_from(evaluation.metrics),
+            )
     except OSError as error:
         raise OSError(
             f"the report {folder / REPORT} could not be written ({error.strerror or error}); the run's checkpoints are "
@@ -147,10 +155,12 @@ def _write_panels(
     test_set: DetectionDataset,
     ground_truth: Mapping[str, Any],
     detections: Sequence[Mapping[str, Any]],
+    *,
     count: int,
+    score: float,
 ) -> None:
     folder.mkdir()
-    missed = missed_objects(ground_truth, detections, score=SCORE)
+    missed = missed_objects(ground_truth, detections, score=score)
     found = detections_by_image(detections, trained.category_ids)
     position = {image["id"]: index for index, image in enumerate(test_set.ground_truth["images"])}
     worst = list(missed)[:count]
@@ -158,7 +168,12 @@ def _write_panels(
         sample = test_set[position[image_id]]
         name = f"{number:0{max(2, len(str(len(worst))))}}_{Path(sample[1]['file_name']).stem}.png"
         picture = sample_panel(
-            trained.detector, sample, found.get(image_id, NO_DETECTIONS), missed[image_id], trained.class_names
+            trained.detector,
+            sample,
+            found.get(image_id, NO_DETECTIONS),
+            missed[image_id],
+            trained.class_names,
+            score=score,
         )
         picture.save(folder / name)
 

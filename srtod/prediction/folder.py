@@ -17,7 +17,7 @@ from srtod._version import __version__
 from srtod.data.coco import name_some
 from srtod.data.image import ImageError, read_image
 from srtod.evaluation import coco_results
-from srtod.visualization import SCORE, draw_detections, reconstruction_figure
+from srtod.visualization import draw_detections, reconstruction_figure
 
 from .images import ImageList
 from .predictor import Predictor, batches
@@ -52,7 +52,7 @@ def predict_folder(
     *,
     pictures: bool = True,
     figures: bool = False,
-    score: float = SCORE,
+    score: float | None = None,
     skip_bad_images: bool = False,
     overwrite: bool = False,
 ) -> Predicted:
@@ -72,7 +72,8 @@ def predict_folder(
         out: the folder.
         pictures: whether to draw pictures.
         figures: whether to draw figures.
-        score: detections must score at least this to be drawn; detections.json has them all.
+        score: detections must score at least this to be drawn; None: the predictor's `drawn_from`. detections.json has
+            them all.
         skip_bad_images: whether images that cannot be decoded are left out and counted; otherwise the first one ends
             it all.
         overwrite: whether predictions that are already there are replaced.
@@ -89,6 +90,7 @@ def predict_folder(
     _check_categories(predictor, images.categories)
     pngs = _picture_names([entry["file_name"] for entry in images.entries])
     _check_replaceable(out, overwrite)
+    score = predictor.drawn_from if score is None else score
     shown: list[dict[str, Any]] = []
     skipped: list[str] = []
     found = 0

@@ -20,6 +20,7 @@ from srtod.data.image import decode_picture, decoding, read_image
 from srtod.models import ImageReconstruction
 from srtod.models.checkpoint import load_detector
 from srtod.models.checks import check_image
+from srtod.visualization import drawn_from
 
 from .detections import Detections
 from .merging import suppress
@@ -75,6 +76,8 @@ class Predictor:
         class_names: name of each class; label k is `class_names[k - 1]`.
         category_ids: COCO category id of each class; label k is `category_ids[k - 1]`.
         device: where the detector is.
+        drawn_from: the score from which detections are drawn, where no other is asked for: that of the best F1 in the
+            evaluation that came with the checkpoint, or 0.5 where the checkpoint is older.
 
     Raises:
         FileNotFoundError: if there is no such checkpoint.
@@ -106,6 +109,7 @@ class Predictor:
         self.detector = trained.detector
         self.class_names = trained.class_names
         self.category_ids = trained.category_ids
+        self.drawn_from = drawn_from(trained.metrics)
         self.batch_size = batch_size
         self.autocast = autocast
         self.class_agnostic_nms = class_agnostic_nms
@@ -157,6 +161,7 @@ class Predictor:
                     category_ids=self.category_ids,
                     name=fspath(image) if isinstance(image, (str, PathLike)) else "",
                     read=partial(as_tensor, image, "the image", colour),
+                    drawn_from=self.drawn_from,
                 )
 
     @torch.no_grad()

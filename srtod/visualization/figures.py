@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -17,12 +17,22 @@ from srtod.models import ImageReconstruction
 from .captions import draw_captions
 from .tiles import INK, PAPER, TILE_SIDE, Tile, enlarged, grid
 
-__all__ = ["SCORE", "draw_boxes", "draw_detections", "heat_map", "panel", "reconstruction_figure"]
+__all__ = ["SCORE", "draw_boxes", "draw_detections", "drawn_from", "heat_map", "panel", "reconstruction_figure"]
 
-SCORE = 0.5  # detections below this are noise to the eye; the metric counts them all
+SCORE = 0.5  # where no evaluation has found a better one; below it detections are noise to the eye
 MARGIN = 16  # pixels beyond the picture at which a box is cut: to draw one of millions of pixels takes minutes
 COLOURS = ("#39d353", "#ff9f1c", "#3fa7ff", "#ff4d6d", "#c77dff", "#ffe14d", "#2ee6d6", "#ff8fd8", "#b0e64c", "#b08968")
 HEAT = ((0, 0, 4), (87, 16, 110), (188, 55, 84), (249, 142, 9), (252, 255, 164))  # black, purple, red, orange, yellow
+
+
+def drawn_from(metrics: Mapping[str, float]) -> float:
+    """The score from which detections are drawn: that of the best F1 of an evaluation, or 0.5 if it has none.
+
+    Args:
+        metrics: of `srtod.evaluation.evaluate_detections`, or those in a checkpoint, which may be older.
+    """
+    score = metrics.get("F1_threshold", -1)
+    return score if 0 <= score <= 1 else SCORE
 
 
 def panel(
@@ -51,7 +61,7 @@ def panel(
     tiles = [_boxes_tile("image with", image, target["boxes"], target["labels"], class_names)]
     if reconstruction is not None:
         tiles += _reconstruction_tiles(reconstruction)
-    tiles.append(_boxes_tile(f"score {score:g} and over:", image, boxes, labels, class_names, missed=missed))
+    tiles.append(_boxes_tile(f"score {score:.3g} and over:", image, boxes, labels, class_names, missed=missed))
     return grid(tiles, columns=len(tiles))
 
 
@@ -91,7 +101,7 @@ def draw_detections(
         f"{printable(class_names[label - 1])} {value:.2f}" if len(class_names) > 1 else f"{value:.2f}"
         for label, value in zip(labels.tolist(), scores.tolist(), strict=True)
     ]
-    return grid([_boxes_tile(f"score {score:g} and over:", image, boxes, labels, class_names, captions)], columns=1)
+    return grid([_boxes_tile(f"score {score:.3g} and over:", image, boxes, labels, class_names, captions)], columns=1)
 
 
 def draw_boxes(

@@ -171,10 +171,25 @@ def test_a_table_of_classes() -> None:
     truth["categories"][1]["name"] = "a|b"
     lines = format_classes(detailed_evaluation(truth, [found(A)])).splitlines()
     rows = [[cell.strip() for cell in line.strip("|").split(" | ")] for line in lines]
-    assert rows[0] == ["class", "objects", "AP", "AP50", "APvt", "APt", "APs", "APm", "AR1500"]
-    assert rows[2] == ["class 0", "2", "50.5", "50.5", "100.0", "0.0", "-", "-", "50.0"]
-    assert rows[3] == [r"a\|b", "0", *"-------"]
-    assert rows[-1] == ["mean", *rows[2][1:]]
+    assert rows[0][:9] == ["class", "objects", "AP", "AP50", "APvt", "APt", "APs", "APm", "AR1500"]
+    assert rows[0][9:] == ["F1", "precision", "recall", "F1_threshold"]
+    assert rows[2] == [
+        "class 0",
+        "2",
+        "50.5",
+        "50.5",
+        "100.0",
+        "0.0",
+        "-",
+        "-",
+        "50.0",
+        "66.7",
+        "100.0",
+        "50.0",
+        "0.900",
+    ]
+    assert rows[3] == [r"a\|b", "0", *"-----------"]
+    assert rows[-1] == ["all", *rows[2][1:]]
     assert len({len(line) for line in lines}) == 1
 
 

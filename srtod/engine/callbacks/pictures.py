@@ -20,7 +20,7 @@ from srtod._support.names import utf8
 from srtod.data import DetectionDataset, Sample
 from srtod.evaluation import coco_results, missed_objects, plot_curves
 from srtod.models import Detector
-from srtod.visualization import SCORE, panel
+from srtod.visualization import drawn_from, panel
 
 from ..distributed import is_main_process
 from ..module import DetectionModule
@@ -73,6 +73,7 @@ class Pictures(Callback):
             evaluated = [index for index, image in enumerate(truth["images"]) if image["id"] in found]
             count = min(self.count, MOST, len(evaluated))
             self._positions = [evaluated[number * len(evaluated) // count] for number in range(count)]
+        score = drawn_from(self.evaluation.metrics)
         for position in self._positions:
             image_id = truth["images"][position]["id"]
             if image_id not in found:  # the image cannot be decoded any more
@@ -85,9 +86,9 @@ class Pictures(Callback):
                     "annotations": [entry for entry in truth["annotations"] if entry["image_id"] == image_id],
                 },
                 coco_results(found[image_id], image_id, self.evaluation.category_ids),
-                score=SCORE,
+                score=score,
             ).values()
-            picture = sample_panel(module.detector, sample, found[image_id], missed, self.class_names)
+            picture = sample_panel(module.detector, sample, found[image_id], missed, self.class_names, score=score)
             picture.thumbnail((LONGEST, LONGEST))
             yield f"panels/{utf8(Path(sample[1]['file_name']).stem)}", picture
         canvas = FigureCanvasAgg(plot_curves(self.evaluation.curves))
@@ -102,7 +103,7 @@ def sample_panel(
     missed: Sequence[Mapping[str, Any]],
     class_names: Sequence[str],
     *,
-    score: float = SCORE,
+    score: float,
 ) -> Image.Image:
     """The panel of one image, see `srtod.visualization.panel`; it costs one reconstruction of the image.
 
