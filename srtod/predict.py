@@ -112,7 +112,8 @@ def _parser(prog: str) -> Parser:
         "--coco",
         metavar="GT.json",
         help="take the images that this COCO file lists, with its ids, so that `srtod evaluate GT.json "
-        "OUT/detections.json` works; without it images are numbered from 1 in the order of their names",
+        "OUT/detections.json` works; without it images are numbered from 1 in the order of their names; "
+        "where GT.json has annotations, pictures tell hits, false alarms and missed objects apart",
     )
     parser.add_argument(
         "--allow-outside",

@@ -24,6 +24,7 @@ from srtod.models import build_detector
 from srtod.models.checkpoint import describe, write_checkpoint
 from srtod.prediction import Slicing, find_images, predict_folder
 from srtod.prediction import folder as prediction_folder
+from srtod.visualization.marks import MISSED
 
 CUT = "pass --slice 640"
 CATEGORIES = [{"id": 3, "name": "drone"}, {"id": 7, "name": "bird"}, {"id": 9, "name": "kite"}]
@@ -137,6 +138,19 @@ def test_ids_of_a_coco_file_and_its_evaluation(
     assert call(truth, tmp_path / "out" / "detections.json", program=evaluate) == 0
     assert "AP50" in capsys.readouterr().out
     assert call(tmp_path / "out" / "images.json", tmp_path / "out" / "detections.json", program=evaluate) == 0
+
+
+def test_pictures_tell_outcomes_apart_where_the_coco_file_has_annotations(
+    checkpoint: Path, images: Path, tmp_path: Path
+) -> None:
+    missed = tuple(bytes.fromhex(MISSED.colour[1:]))
+    for annotated in (True, False):
+        truth = ground_truth(tmp_path / "truth.json", "b.png")
+        if not annotated:
+            truth.write_text(json.dumps(read(truth) | {"annotations": []}))
+        out = tmp_path / str(annotated)
+        assert call(checkpoint, images, out, "--device", "cpu", "--coco", truth, "--score", "0.9") == 0
+        assert (missed in set(Image.open(out / "pictures" / "b.png").convert("RGB").getdata())) == annotated
 
 
 def test_the_id_of_one_image_of_a_coco_file(images: Path, tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from srtod._support.folders import is_leftover, replacing_folder
 from srtod._version import __version__
 from srtod.data.coco import name_some
 from srtod.data.image import ImageError, read_image
-from srtod.evaluation import coco_results
+from srtod.evaluation import Outcomes, coco_results, outcomes
 from srtod.visualization import draw_detections, reconstruction_figure
 
 from .images import ImageList
@@ -60,7 +60,8 @@ def predict_folder(
 
         detections.json   COCO results
         images.json       the images and categories that their ids stand for, as a COCO file without annotations
-        pictures/         each image with its detections, see `srtod.visualization.draw_detections`
+        pictures/         each image with its detections, see `srtod.visualization.draw_detections`; where `images` has
+                          annotations, hits, false alarms and missed objects are told apart
         figures/          the way from each image to its enhanced features, see `reconstruction_figure`
 
     It is there when it is complete: after an error or Ctrl-C there is what was there before, see `replacing_folder`.
@@ -104,12 +105,14 @@ def predict_folder(
         for batch in batches(samples, predictor.batch_size, lambda sample: sample[0].shape):
             results = predictor.detect([image for image, _ in batch])
             for (image, entry), detections in zip(batch, results, strict=True):
-                for result in coco_results(detections, entry["id"], predictor.category_ids):
+                entries = coco_results(detections, entry["id"], predictor.category_ids)
+                for result in entries:
                     file.write(f"{',' if found else ''}\n{json.dumps(result)}")
                     found += 1
                 png = pngs[entry["file_name"]]
                 if pictures:
-                    picture = draw_detections(image, detections, predictor.class_names, score=score)
+                    judged = _judged(images, entry, entries, score)
+                    picture = draw_detections(image, detections, predictor.class_names, score=score, outcomes=judged)
                     _save(picture, folder / PICTURES / png)
                 if figures:
                     _save(reconstruction_figure(predictor.reconstruct(image)), folder / FIGURES / png)
@@ -194,6 +197,14 @@ def _samples(images: ImageList, skipped: list[str] | None) -> Iterator[tuple[Ten
                 f"boxes would be misplaced, so correct the file or the annotations"
             )
         yield image, entry
+
+
+def _judged(images: ImageList, entry: dict[str, Any], results: list[dict[str, Any]], score: float) -> Outcomes | None:
+    """What became of an image's objects and detections; None without annotations."""
+    if not images.annotations:
+        return None
+    own = {"images": [entry], "annotations": images.annotations.get(entry["id"], []), "categories": images.categories}
+    return outcomes(own, results, score=score)[entry["id"]]
 
 
 def _picture_names(names: Iterable[str]) -> dict[str, str]:
