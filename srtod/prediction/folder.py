@@ -101,7 +101,7 @@ def predict_folder(
         tqdm(total=len(images.entries), unit="image") as progress,
     ):
         file.write("[")
-        samples = _samples(images, skipped if skip_bad_images else None)
+        samples = _samples(images, skipped if skip_bad_images else None, predictor.intensity_range)
         for batch in batches(samples, predictor.batch_size, lambda sample: sample[0].shape):
             results = predictor.detect([image for image, _ in batch])
             for (image, entry), detections in zip(batch, results, strict=True):
@@ -179,12 +179,14 @@ def _check_categories(predictor: Predictor, categories: list[dict[str, Any]] | N
         )
 
 
-def _samples(images: ImageList, skipped: list[str] | None) -> Iterator[tuple[Tensor, dict[str, Any]]]:
+def _samples(
+    images: ImageList, skipped: list[str] | None, intensity_range: tuple[float, float] | None
+) -> Iterator[tuple[Tensor, dict[str, Any]]]:
     """Each image `[3, H, W]` with its entry; names of images that cannot be decoded are added to `skipped`."""
     for entry in images.entries:
         path = images.folder / entry["file_name"]
         try:
-            image = read_image(path)
+            image = read_image(path, intensity_range)
         except ImageError as error:
             if skipped is None:
                 raise ImageError(f"{error}, or set skip_bad_images to leave such images out") from error

@@ -161,7 +161,7 @@ def test_numpy_images_have_the_order_that_is_said(predictor: srtod.Predictor) ->
     grey = rgb[:, :, 0]
     assert_same(predictor(grey, colour="bgr"), predictor(Image.fromarray(grey)))
     for wrong in (rgb.astype(np.float32), rgb[:, :, :2], rgb[0, 0], rgb[:0]):
-        with pytest.raises(ValueError, match=r"images\[0\] must be uint8 \[H, W, 3\] or \[H, W\], got"):
+        with pytest.raises(ValueError, match=r"images\[0\] must be uint8 or uint16 \[H, W, 3\] or \[H, W\], got"):
             predictor(wrong, colour="bgr")
 
 
