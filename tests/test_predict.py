@@ -155,6 +155,23 @@ def test_pictures_tell_outcomes_apart_where_the_coco_file_has_annotations(
         assert (picture == missed).all(-1).any() == annotated
 
 
+def test_evaluation_refuses_the_numbers_of_other_images(
+    checkpoint: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    truth = ground_truth(tmp_path / "truth.json", "b.png", "b.TIF")
+    content = read(truth)
+    for image, annotation, number in zip(content["images"], content["annotations"], (1, 2), strict=True):
+        image["id"] = annotation["image_id"] = number
+    truth.write_text(json.dumps(content))
+    assert call(checkpoint, images, tmp_path / "out", "--device", "cpu", "--no-pictures") == 0
+    (tmp_path / "out" / "detections.json").write_text("[]")  # of whatever detections
+    assert call(truth, tmp_path / "out" / "detections.json", program=evaluate) == 2
+    assert "numbers other images than" in (error := capsys.readouterr().err)
+    assert "1 is b.TIF, not b.png; find the objects again by srtod predict --coco" in error
+    (tmp_path / "out" / "images.json").write_text("{}")  # somebody else's
+    assert call(truth, tmp_path / "out" / "detections.json", program=evaluate) == 0
+
+
 def test_the_id_of_one_image_of_a_coco_file(images: Path, tmp_path: Path) -> None:
     truth = ground_truth(tmp_path / "gt.json", "sub/a.png", "b.png")
     [entry] = find_images(images / "sub" / "a.png", truth).entries

@@ -81,13 +81,21 @@ def find_problems(content: Mapping[str, Any], folder: str | Path, *, decode: boo
 def shared_images(splits: Mapping[str, tuple[Mapping[str, Any], Path]]) -> list[Problem]:
     """Image files that are in more than one split: what is tested on them has been seen in training.
 
+    A `test` that has the files of `val`, as in many a data.yaml, is no leak: neither is trained on.
+
     Args:
         splits: content and image folder of each split, by name.
     """
     found: dict[str, list[str]] = defaultdict(list)
     holders: dict[str, list[str]] = defaultdict(list)
-    for name, (content, folder) in splits.items():
-        for file in dict.fromkeys(os.path.realpath(folder / image["file_name"]) for image in content["images"]):
+    files_of = {
+        name: frozenset(os.path.realpath(folder / image["file_name"]) for image in content["images"])
+        for name, (content, folder) in splits.items()
+    }
+    if files_of.get("val") == files_of.get("test"):
+        files_of.pop("test", None)
+    for name, files in files_of.items():
+        for file in sorted(files):
             holders[file].append(name)
     for file, names in holders.items():
         if len(names) > 1:

@@ -22,10 +22,13 @@ from srtod.visualization import draw_detections, reconstruction_figure
 from .images import ImageList
 from .predictor import Predictor, batches
 
-__all__ = ["Predicted", "predict_folder"]
+__all__ = ["Predicted", "predict_folder", "predicted_names"]
 
 DETECTIONS, IMAGES, PICTURES, FIGURES = "detections.json", "images.json", "pictures", "figures"
 """All that a folder of predictions holds."""
+
+BROKEN = (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError)
+"""What reading an `images.json` that others wrote may end in."""
 
 DESCRIPTION = "images that srtod"
 """How the description in `images.json` begins."""
@@ -158,13 +161,27 @@ def _content(folder: Path) -> Iterator[str]:
 def _predictions(folder: Path) -> set[str]:
     """The files that a folder of predictions can have, by its `images.json`; none if this module did not write that."""
     try:
-        listed = json.loads((folder / IMAGES).read_text(encoding="utf-8"))
-        if not listed["info"]["description"].startswith(DESCRIPTION):
-            return set()
+        listed = _listed(folder)
         pngs = _picture_names([entry["file_name"] for entry in listed["images"]] + listed["info"]["skipped"]).values()
-    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
+    except BROKEN:
         return set()
     return {DETECTIONS, IMAGES} | {f"{kind}/{png}" for kind in (PICTURES, FIGURES) for png in pngs}
+
+
+def predicted_names(detections: str | Path) -> dict[int, str]:
+    """The file name of each image by its id, for the `detections.json` of a folder of predictions; else nothing."""
+    try:
+        return {entry["id"]: entry["file_name"] for entry in _listed(Path(detections).parent)["images"]}
+    except BROKEN:
+        return {}
+
+
+def _listed(folder: Path) -> Any:
+    """What `images.json` holds, or one of `BROKEN` if this module did not write it."""
+    listed = json.loads((folder / IMAGES).read_text(encoding="utf-8"))
+    if not listed["info"]["description"].startswith(DESCRIPTION):
+        raise ValueError("written by others")
+    return listed
 
 
 def _check_categories(predictor: Predictor, categories: list[dict[str, Any]] | None) -> None:

@@ -129,6 +129,10 @@ def test_images_in_two_splits(content: dict[str, Any], tmp_path: Path) -> None:
     assert problem.what.startswith("images that are in train and test")
     assert problem.where == ["b.png"]
     assert shared_images({"train": (content, tmp_path), "test": (test, tmp_path / "other")}) == []
+    both = {"val": (test, tmp_path), "test": (test, tmp_path)}
+    assert shared_images(both) == []
+    [problem] = shared_images({"train": (content, tmp_path)} | both)
+    assert problem.what.startswith("images that are in train and val;")
 
 
 def test_a_problem_is_counted_and_its_first_places_named(content: dict[str, Any], tmp_path: Path) -> None:
