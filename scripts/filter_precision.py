@@ -107,7 +107,8 @@ def main() -> None:
     options = parser.parse_args()
     if options.threads is not None:
         torch.set_num_threads(options.threads)
-    detector = load_detector(options.checkpoint, options.device, score_threshold=options.score).detector
+    trained = load_detector(options.checkpoint, options.device, score_threshold=options.score)
+    detector = trained.detector
     plug = detector.self_reconstruction
     if (
         plug is None
@@ -118,7 +119,8 @@ def main() -> None:
         parser.error(f"{options.checkpoint} must have a threshold, resize nearest and difference pixel, to be pruned")
     found = find_images(options.images, options.coco)
     paths = [found.folder / entry["file_name"] for entry in found.entries[:: options.every]]
-    tallies = compare(detector, (read_image(path) for path in tqdm(paths, unit="image")), options.device)
+    pictures = (read_image(path, trained.intensity_range) for path in tqdm(paths, unit="image"))
+    tallies = compare(detector, pictures, options.device)
     print("\n".join(_header(options, len(paths), 255 * plug.threshold.item(), tallies[YARDSTICK])))
     for way in WAYS:
         print(_row(way, tallies[way]))

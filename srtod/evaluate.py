@@ -39,6 +39,7 @@ def main(arguments: Sequence[str] | None = None, prog: str = "python -m srtod.ev
     with ExitStack() as files:
         metrics_file = files.enter_context(replacing(options.json)) if options.json else None
         plot_file = files.enter_context(replacing(options.plot, binary=True)) if options.plot else None
+        _check_numbers(options)
         evaluation = detailed_evaluation(options.ground_truth, options.detections)
         if metrics_file:
             json.dump(evaluation.metrics, metrics_file, indent=2)
@@ -64,6 +65,23 @@ def _check_outputs(options: argparse.Namespace) -> None:
         if Path(place).is_file() and not options.overwrite:
             raise FileExistsError(f"{path} exists; pass another {option}, or --overwrite to replace it")
         others[place] = option
+
+
+def _check_numbers(options: argparse.Namespace) -> None:
+    """Raises a ValueError if the detections are of `srtod predict` and number other files than the ground truth."""
+    if not Path(options.detections).with_name("images.json").is_file():
+        return
+    from srtod.data.coco import read_coco
+    from srtod.prediction.folder import predicted_names
+
+    names = predicted_names(options.detections)
+    for image in read_coco(options.ground_truth)["images"] if names else ():
+        expected, found = image.get("file_name"), names.get(image["id"])
+        if expected and found and Path(expected).name != Path(found).name:
+            raise ValueError(
+                f"{options.detections} numbers other images than {options.ground_truth}: {image['id']} is {found}, not "
+                f"{expected}; find the objects again by srtod predict --coco {options.ground_truth}"
+            )
 
 
 def _figure(path: str) -> str:

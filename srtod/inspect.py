@@ -38,6 +38,7 @@ def main(arguments: Sequence[str] | None = None, prog: str = "python -m srtod.in
 
     from srtod.data.inspection import inspect_data
     from srtod.data.plots import plot_statistics
+    from srtod.data.problems import SAMPLED
     from srtod.data.statistics import format_statistics
     from srtod.evaluation.metric import AREAS
 
@@ -55,7 +56,7 @@ def main(arguments: Sequence[str] | None = None, prog: str = "python -m srtod.in
         for split, problems in inspection.problems(decode=options.decode):
             print("\n".join([f"\n{split}: " + ("worth a look" if problems else "no problems found"), *problems]))
         if not options.decode:
-            print("\npixels were not looked at; --decode does")
+            print(f"\nonly {SAMPLED} images a split were decoded; --decode takes all")
         plot_statistics(statistics, bins, title=name).savefig(file, format="png")
     print(f"\n{picture}: sizes, objects per image, classes")
     print(_training(options.data, inspection, prog.replace("inspect", "train")))

@@ -112,7 +112,8 @@ def _parser(prog: str) -> Parser:
         "--coco",
         metavar="GT.json",
         help="take the images that this COCO file lists, with its ids, so that `srtod evaluate GT.json "
-        "OUT/detections.json` works; without it images are numbered from 1 in the order of their names",
+        "OUT/detections.json` works; without it images are numbered from 1 in the order of their names; "
+        "where GT.json has annotations, pictures tell hits, false alarms and missed objects apart",
     )
     parser.add_argument(
         "--allow-outside",
@@ -128,7 +129,11 @@ def _parser(prog: str) -> Parser:
         "--pictures", action=argparse.BooleanOptionalAction, default=True, help="draw the detections [True]"
     )
     parser.add_argument(
-        "--score", metavar="X", type=number, default=0.5, help="detections are drawn from this score on [0.5]"
+        "--score",
+        metavar="X",
+        type=number,
+        help="detections are drawn from this score on; detections.json has them all [that of the best F1 in the "
+        "training run's evaluation, which the checkpoint holds; 0.5 for older checkpoints]",
     )
     parser.add_argument(
         "--score-threshold", metavar="X", type=number, help="detections must score above this [as trained]"

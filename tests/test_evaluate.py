@@ -67,7 +67,7 @@ def test_classes_and_curves_on_request(
     assert Image.open(folder / "pr.PNG").format == "PNG"
     assert call(monkeypatch, "truth.json", "results.json", "--plot", "pr.svg") == 0
     assert "<svg" in (folder / "pr.svg").read_text()
-    assert "class" not in capsys.readouterr().out
+    assert "| class" not in capsys.readouterr().out
     assert not list(folder.glob("*.part"))
 
 

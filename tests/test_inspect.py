@@ -25,7 +25,7 @@ def cars(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder = tmp_path / "cars"
     (folder / "images").mkdir(parents=True)
     for split, size in (("train", 8), ("test", 20)):
-        Image.new("RGB", (64, 48)).save(folder / "images" / f"{split}.png")
+        Image.effect_noise((64, 48), 50).save(folder / "images" / f"{split}.png")
         content: dict[str, Any] = {
             "images": [{"id": 1, "file_name": f"{split}.png", "width": 64, "height": 48}],
             "annotations": [{"id": 5, "image_id": 1, "category_id": 2, "bbox": [4, 4, size, size], "iscrowd": 0}],
@@ -118,7 +118,7 @@ def test_categories_that_differ_between_splits(
 def test_decoding_is_suggested_where_it_was_not_done(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    hint = "pixels were not looked at; --decode does\n\nruns/inspect/cars"
+    hint = "only 20 images a split were decoded; --decode takes all\n\nruns/inspect/cars"
     assert call(monkeypatch, "cars") == 0
     printed = capsys.readouterr().out
     assert hint in printed

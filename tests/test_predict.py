@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -24,6 +25,7 @@ from srtod.models import build_detector
 from srtod.models.checkpoint import describe, write_checkpoint
 from srtod.prediction import Slicing, find_images, predict_folder
 from srtod.prediction import folder as prediction_folder
+from srtod.visualization.marks import MISSED
 
 CUT = "pass --slice 640"
 CATEGORIES = [{"id": 3, "name": "drone"}, {"id": 7, "name": "bird"}, {"id": 9, "name": "kite"}]
@@ -139,6 +141,37 @@ def test_ids_of_a_coco_file_and_its_evaluation(
     assert call(tmp_path / "out" / "images.json", tmp_path / "out" / "detections.json", program=evaluate) == 0
 
 
+def test_pictures_tell_outcomes_apart_where_the_coco_file_has_annotations(
+    checkpoint: Path, images: Path, tmp_path: Path
+) -> None:
+    missed = list(bytes.fromhex(MISSED.colour[1:]))
+    for annotated in (True, False):
+        truth = ground_truth(tmp_path / "truth.json", "b.png")
+        if not annotated:
+            truth.write_text(json.dumps(read(truth) | {"annotations": []}))
+        out = tmp_path / str(annotated)
+        assert call(checkpoint, images, out, "--device", "cpu", "--coco", truth, "--score", "0.9") == 0
+        picture = np.array(Image.open(out / "pictures" / "b.png").convert("RGB"))
+        assert (picture == missed).all(-1).any() == annotated
+
+
+def test_evaluation_refuses_the_numbers_of_other_images(
+    checkpoint: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    truth = ground_truth(tmp_path / "truth.json", "b.png", "b.TIF")
+    content = read(truth)
+    for image, annotation, number in zip(content["images"], content["annotations"], (1, 2), strict=True):
+        image["id"] = annotation["image_id"] = number
+    truth.write_text(json.dumps(content))
+    assert call(checkpoint, images, tmp_path / "out", "--device", "cpu", "--no-pictures") == 0
+    (tmp_path / "out" / "detections.json").write_text("[]")  # of whatever detections
+    assert call(truth, tmp_path / "out" / "detections.json", program=evaluate) == 2
+    assert "numbers other images than" in (error := capsys.readouterr().err)
+    assert "1 is b.TIF, not b.png; find the objects again by srtod predict --coco" in error
+    (tmp_path / "out" / "images.json").write_text("{}")  # somebody else's
+    assert call(truth, tmp_path / "out" / "detections.json", program=evaluate) == 0
+
+
 def test_the_id_of_one_image_of_a_coco_file(images: Path, tmp_path: Path) -> None:
     truth = ground_truth(tmp_path / "gt.json", "sub/a.png", "b.png")
     [entry] = find_images(images / "sub" / "a.png", truth).entries
@@ -199,7 +232,7 @@ def test_one_batch_of_images_is_held_at_a_time(
     predictor = srtod.Predictor(checkpoint, "cpu", batch_size=2)
     events = []
     reading, detecting = prediction_folder.read_image, predictor.detect
-    monkeypatch.setattr(prediction_folder, "read_image", lambda path: events.append("read") or reading(path))
+    monkeypatch.setattr(prediction_folder, "read_image", lambda *given: events.append("read") or reading(*given))
     monkeypatch.setattr(predictor, "detect", lambda batch: events.append(len(batch)) or detecting(batch))
     predict_folder(predictor, find_images(tmp_path), tmp_path / "out", pictures=False)
     assert events == ["read", "read", 2, "read", "read", 2, "read", 1]

@@ -42,11 +42,13 @@ def parse_options(
     for part in parts:
         _add_options(parser if len(parts) == 1 else parser.add_argument_group(_title(part.config)), part)
     given = vars(parser.parse_args(arguments))
+    words = {name: kind.constants for part in parts for name, (_, kind) in part.fields.items()}
     for name, value in given.items():
         if isinstance(value, list):
-            if None in value and len(value) > 1:
-                parser.error(f"argument {_flag(name)}: none stands alone, without numbers")
-            given[name] = None if value == [None] else tuple(value)
+            alone = [word for word, meaning in words.get(name, {}).items() if meaning in value]
+            if alone and len(value) > 1:
+                parser.error(f"argument {_flag(name)}: {alone[0]} stands alone, without numbers")
+            given[name] = value[0] if alone else tuple(value)
     return build(config, {**base(given), **given})
 
 

@@ -51,6 +51,9 @@ class CocoDataset(DetectionDataset):
         allow_outside: accept file names that lead out of the folder, such as `../a.png` or `/data/a.png`.
         name: what messages call the set; by default the JSON file.
 
+    Attributes:
+        intensity_range: the values of images of more than 8 bits that become 0 and 1, see `srtod.data.read_image`.
+
     Raises:
         FileNotFoundError: if the JSON file, the folder or any image file is missing.
         ValueError: if the file is not COCO detection data (see `read_coco`), an annotation id or a file name occurs
@@ -72,6 +75,7 @@ class CocoDataset(DetectionDataset):
         self._ground_truth, table = _read(annotations, self._source)
         self._folder = Path(images)
         self.transforms = transforms
+        self.intensity_range: tuple[float, float] | None = None
         categories = sorted(self._ground_truth["categories"], key=lambda category: category["id"])
         self.category_ids = [category["id"] for category in categories]
         self.class_names = [str(category.get("name", category["id"])) for category in categories]
@@ -98,7 +102,7 @@ class CocoDataset(DetectionDataset):
         """
         entry = self._ground_truth["images"][index]
         path = self._folder / entry["file_name"]
-        image = read_image(path)
+        image = read_image(path, self.intensity_range)
         height, width = image.shape[-2:]
         if (width, height) != (entry["width"], entry["height"]):
             raise ValueError(
@@ -107,6 +111,11 @@ class CocoDataset(DetectionDataset):
             )
         boxes, labels, ignore = (arrays[entry["id"]] for arrays in (self._boxes, self._labels, self._ignore))
         return self._sample(image, boxes, labels, entry["id"], entry["file_name"], ignore)
+
+    @property
+    def image_files(self) -> list[Path]:
+        """The image files, in the order of the samples."""
+        return [self._folder / image["file_name"] for image in self._ground_truth["images"]]
 
     def _check_images(self, allow_outside: bool) -> None:
         entries = self._ground_truth["images"]

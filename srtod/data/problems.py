@@ -10,8 +10,10 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from .coco import leads_out, name_some, require_files
-from .image import image_size, read_image
+from .image import PERCENTILES, deep_pixels, image_size, read_image
 from .statistics import has_area
 
 __all__ = ["Problem", "find_problems", "shared_images", "unlike_categories"]
@@ -21,6 +23,13 @@ MANY_OBJECTS = (100, 1500)
 
 EDGE = 0.01
 """What a rounded coordinate may exceed the image by, in pixels."""
+
+SAMPLED = 20
+"""Images of a set whose pixels are looked at."""
+
+FLAT, DARK, DEEP_DARK, SATURATED = 0.02, 0.1, 0.25, 0.2
+"""Shares of the range that the pixels of a flat and of a dark image, of 8 bits and of more, span or reach at most; and
+the share of pixels at the top that makes a saturated one."""
 
 AREA_TOLERANCE = 0.02
 """What share of an area may be the rounding of coordinates."""
@@ -59,7 +68,11 @@ def find_problems(content: Mapping[str, Any], folder: str | Path, *, decode: boo
     found: dict[str, list[str]] = defaultdict(list)
     size_of = _decoded_size if decode else image_size
     for what, where in chain(
-        _of_boxes(content), _of_classes(content), _of_counts(content), _of_files(content, Path(folder), size_of)
+        _of_boxes(content),
+        _of_classes(content),
+        _of_counts(content),
+        _of_files(content, Path(folder), size_of),
+        _of_pixels(content, Path(folder)),
     ):
         found[what].append(where)
     return [Problem(what, where) for what, where in found.items()]
@@ -68,13 +81,21 @@ def find_problems(content: Mapping[str, Any], folder: str | Path, *, decode: boo
 def shared_images(splits: Mapping[str, tuple[Mapping[str, Any], Path]]) -> list[Problem]:
     """Image files that are in more than one split: what is tested on them has been seen in training.
 
+    A `test` that has the files of `val`, as in many a data.yaml, is no leak: neither is trained on.
+
     Args:
         splits: content and image folder of each split, by name.
     """
     found: dict[str, list[str]] = defaultdict(list)
     holders: dict[str, list[str]] = defaultdict(list)
-    for name, (content, folder) in splits.items():
-        for file in dict.fromkeys(os.path.realpath(folder / image["file_name"]) for image in content["images"]):
+    files_of = {
+        name: frozenset(os.path.realpath(folder / image["file_name"]) for image in content["images"])
+        for name, (content, folder) in splits.items()
+    }
+    if files_of.get("val") == files_of.get("test"):
+        files_of.pop("test", None)
+    for name, files in files_of.items():
+        for file in sorted(files):
             holders[file].append(name)
     for file, names in holders.items():
         if len(names) > 1:
@@ -181,6 +202,38 @@ def _of_files(
             if size != said:
                 where = f"{name} ({size[0]}x{size[1]}, said to be {said[0]}x{said[1]})"
                 yield "images of another size than the annotations say; training refuses them", where
+
+
+def _of_pixels(content: Mapping[str, Any], folder: Path) -> Iterator[tuple[str, str]]:
+    """What is dark, flat or saturated among some of the images, evenly spaced."""
+    images = [image for image in content["images"] if not leads_out(image["file_name"])]
+    count = min(SAMPLED, len(images))
+    for number in range(count):
+        name = images[number * len(images) // count]["file_name"]
+        try:
+            deep = deep_pixels(folder / name)
+            # The brightest channel: what is saturated in all three, and dark in all three.
+            values = deep if deep is not None else 255 * read_image(folder / name).amax(0).numpy()
+        except (FileNotFoundError, ValueError):  # which `_of_files` tells
+            continue
+        if what := _look(values, is_deep=deep is not None):
+            yield f"{what} (of {count} looked at)", name
+
+
+def _look(values: np.ndarray, *, is_deep: bool) -> str | None:
+    """What is wrong with the grey values of an image, and what to do about it."""
+    if (values.dtype.kind == "f" and is_deep) or values.max() > 65535:
+        return "images of 32 bits or floating-point; train with --intensity-range auto"
+    cure = "train with --intensity-range auto" if is_deep else "export them anew with more contrast"
+    low, high = np.percentile(values, PERCENTILES)
+    top = next(2**bits - 1 for bits in (8, *((10, 12, 14, 16) if is_deep else ())) if values.max() <= 2**bits - 1)
+    if high - low <= FLAT * (65535 if is_deep else 255):
+        return f"flat images, whose pixels span {FLAT:.0%} of the range or less; {cure}"
+    if high <= (DEEP_DARK * 65535 if is_deep else DARK * 255):
+        return f"dark images, which use {DEEP_DARK if is_deep else DARK:.0%} of the range or less; {cure}"
+    if (values >= top).mean() > SATURATED:
+        return f"saturated images, over {SATURATED:.0%} of whose pixels are at the top; export them anew, darker"
+    return None
 
 
 def _decoded_size(path: Path) -> tuple[int, int]:

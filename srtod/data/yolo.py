@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
@@ -37,13 +38,15 @@ def find_yolo(path: str | Path) -> dict[str, Path]:
 
     Raises:
         ValueError: if the file is not valid (see `read_yolo`), or there are two.
+
+    Warns of a test folder that is not there, where those of train and val are.
     """
     path = Path(path)
     places = [path] if path.suffix in (".yaml", ".yml") else []
     files = [file for file in (*places, path / "data.yaml", path / "data.yml") if file.is_file()]
     if len(files) > 1:
         raise ValueError(f"{path} has both data.yaml and data.yml; pass the one that is meant")
-    return {split: file for file in files for split in _read_yaml(file)[1]}
+    return {split: file for file in files for split in _read_yaml(file, warn=True)[1]}
 
 
 def read_yolo(path: str | Path, split: str) -> Conversion:
@@ -122,8 +125,8 @@ class _Yaml(msgspec.Struct):
     test: _Split = None
 
 
-def _read_yaml(path: Path) -> tuple[list[str], dict[str, list[Path]]]:
-    """The class names of a YAML file, and where the images of each split are."""
+def _read_yaml(path: Path, *, warn: bool = False) -> tuple[list[str], dict[str, list[Path]]]:
+    """The class names of a YAML file, and where the images of each split are; `warn` of a test folder that is not."""
     content = read_as(_Yaml, read_entries(path).as_dict(path), str(path))
     names = _class_names(content, path)
     root = path.parent
@@ -138,7 +141,14 @@ def _read_yaml(path: Path) -> tuple[list[str], dict[str, list[Path]]]:
     for split in SPLITS:
         if given := getattr(content, split):
             parts = given if isinstance(given, list) else [given]
-            sources[split] = [_existing(root, part, f"{path}: {split!r}") for part in parts]
+            try:
+                sources[split] = [_existing(root, part, f"{path}: {split!r}") for part in parts]
+            except FileNotFoundError as error:
+                # Exports name a test folder that they lack; train and val, before it, are enough to train.
+                if split != "test" or sources.keys() != {"train", "val"}:
+                    raise
+                if warn:
+                    warnings.warn(f"{error}; without it, test is left out", stacklevel=3)
     if not sources:
         raise ValueError(f"{path} has none of the splits {', '.join(SPLITS)}; add one, such as `train: images/train`")
     return names, sources

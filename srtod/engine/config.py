@@ -81,6 +81,12 @@ class DataConfig:
         "take images that a COCO file names outside of its image folder, such as ../a.png or /data/a.png; for files "
         "that you trust",
     )
+    intensity_range: tuple[float, ...] | Literal["auto"] | None = option(
+        None,
+        "low and high: the values of 16-bit and floating-point images that become black and white, such as 0 16383 of "
+        "a 14-bit sensor; auto: the 0.1 and 99.9 percentiles of the training images; none: 0 and 65535. 8-bit images "
+        "stay as they are",
+    )
     train_subset: int | None = option(
         None, "train on so many of the training images, evenly spaced in their order; none: all", within="positive"
     )
@@ -123,6 +129,9 @@ class DataConfig:
             len(self.scale_jitter) != 2 or self.scale_jitter != tuple(sorted(self.scale_jitter))
         ):
             raise ValueError(f"scale_jitter must be a low and a high factor, such as 0.8 1.25, got {self.scale_jitter}")
+        given = self.intensity_range
+        if isinstance(given, tuple) and (len(given) != 2 or given[0] >= given[1]):
+            raise ValueError(f"intensity_range must be a low and a higher value, such as 0 16383, got {given}")
         if self.swarm_size < MIN_SIDE:
             raise ValueError(f"swarm_size must be at least {MIN_SIDE} pixels, got {self.swarm_size}")
         self._check_sources()

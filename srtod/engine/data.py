@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cached_property
@@ -24,12 +25,16 @@ from srtod.data import (
     open_folder,
     training_transforms,
 )
+from srtod.data.image import fit_intensity_range
 
 from .config import DataConfig, ModelConfig, TrainConfig
+from .distributed import is_main_process
 from .sampling import EpochSampler, EvaluationSamples, TrainingSamples, shard
 
 __all__ = ["DetectionData", "object_sizes", "objects_per_image", "steps_per_epoch"]
 
+DARK = 2**14  # 16-bit values: images that end below it use a quarter of the range at most
+FEW = 8  # images to see that
 SWARM_SEEDS = (0, 1)  # of the training and the test images: runs of other seeds share their data
 
 
@@ -44,6 +49,8 @@ class DetectionData(L.LightningDataModule):
         name: a short name of the data, for the run's folder.
         train_set: the training set, augmented.
         test_set: the test set.
+        intensity_range: the values of images of more than 8 bits that become 0 and 1, fitted if asked for; None: 0
+            and 65535.
         unreadable: of the "training" and the "test" images `[N]`, uint8, those that were left out because they cannot
             be decoded are 1; with `skip_bad_images` the processes that load images set them.
 
@@ -89,6 +96,7 @@ class DetectionData(L.LightningDataModule):
             )
             self.name = Path(config.train_json).resolve().parent.name
             self._check_categories(config.train_json, config.test_json)
+        self.intensity_range = self._set_intensity_range()
         if config.train_subset is not None:
             self.train_set = DetectionSubset(self.train_set, config.train_subset)
         self.unreadable = {
@@ -141,6 +149,29 @@ class DetectionData(L.LightningDataModule):
 
     def _flags(self, kind: str) -> Tensor | None:
         return self.unreadable[kind] if self.config.skip_bad_images else None
+
+    def _set_intensity_range(self) -> tuple[float, float] | None:
+        """Tells both sets, if they are files, the intensity range; warns if there should be one."""
+        sets = [dataset for dataset in (self.train_set, self.test_set) if isinstance(dataset, CocoDataset)]
+        if not sets:
+            return None
+        asked = self.config.intensity_range
+        if asked is None:
+            try:
+                seen = fit_intensity_range(sets[0].image_files, most=FEW)
+            except ValueError:
+                return None
+            if seen is not None and 0 < seen[1] < DARK and is_main_process():
+                warnings.warn(
+                    f"the 16-bit training images end at {seen[1]:.0f} of 65535 and come out dark; set intensity_range "
+                    f"to auto, or to low and high",
+                    stacklevel=4,
+                )
+            return None
+        found = fit_intensity_range(sets[0].image_files) if asked == "auto" else (asked[0], asked[1])
+        for dataset in sets:
+            dataset.intensity_range = found
+        return found
 
     def _check_categories(self, train_source: str, test_source: str) -> None:
         train, test = (

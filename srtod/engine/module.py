@@ -15,7 +15,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from srtod.data import Target
 from srtod.models import SelfReconstruction, build_detector
-from srtod.models.checkpoint import DESCRIPTION, IMAGE_SIZE, describe
+from srtod.models.checkpoint import DESCRIPTION, IMAGE_SIZE, INTENSITY_RANGE, describe
 
 from .config import TrainConfig
 from .data import DetectionData, steps_per_epoch
@@ -55,6 +55,7 @@ class DetectionModule(L.LightningModule):
         self._pending: list[_Batch] = []  # whose gradients wait for the next step
         self._steps = float("inf")  # of the whole training, from its start on
         self._image_size: list[int] | None = None  # height and width of most training images, likewise
+        self._intensity_range: list[float] | None = None  # of the data, likewise
         if config.compile:
             # In place, so that the names of the weights stay. The head's shapes depend on the data, and would have it
             # compiled again and again.
@@ -65,7 +66,9 @@ class DetectionModule(L.LightningModule):
     def on_train_start(self) -> None:
         self._steps = float(self.trainer.estimated_stepping_batches)
         data = getattr(self.trainer, "datamodule", None)
-        self._image_size = list(data.image_size) if isinstance(data, DetectionData) else None
+        if isinstance(data, DetectionData):
+            self._image_size = list(data.image_size)
+            self._intensity_range = None if data.intensity_range is None else list(data.intensity_range)
 
     def training_step(self, batch: tuple[list[Tensor], list[Target]], batch_index: int) -> Tensor:
         images, targets = batch
@@ -154,7 +157,8 @@ class DetectionModule(L.LightningModule):
         return describe(model, self.class_names, self.category_ids)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint[DESCRIPTION] = self.description | {IMAGE_SIZE: self._image_size}
+        of_data = {IMAGE_SIZE: self._image_size, INTENSITY_RANGE: self._intensity_range}
+        checkpoint[DESCRIPTION] = self.description | of_data
 
     def _describe(self, batches: list[_Batch], culprit: Literal["loss", "gradient"]) -> str:
         """The losses and images, in each process, of the batches whose losses, or whose gradients' sum, broke."""

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import platform
+import re
 import subprocess
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import lightning
@@ -24,12 +26,12 @@ from srtod.evaluation import (
     detections_by_image,
     format_classes,
     format_table,
-    missed_objects,
+    outcomes,
     plot_curves,
     protocol,
 )
 from srtod.models.checkpoint import TrainedDetector
-from srtod.visualization import SCORE
+from srtod.visualization import drawn_from
 
 from .callbacks.pictures import NO_DETECTIONS, sample_panel
 from .config import TrainConfig
@@ -40,6 +42,7 @@ __all__ = ["PAGE", "REPORT", "SUMMARY", "source_commit", "write_report"]
 REPORT = "report"
 SUMMARY = f"{REPORT}/metrics.json"
 PAGE = f"{REPORT}/report.html"
+MOST_OF_A_SEQUENCE = 2  # neighbouring frames look the same
 CONTENT = ("report.html", "metrics.json", "per_class.md", "pr_curves.png", "panels")
 
 
@@ -61,7 +64,8 @@ def write_report(
         metrics.json    the metrics, with the protocol and all that the numbers depend on
         per_class.md    the metrics of each class
         pr_curves.png   precision over recall in each size bin
-        panels/         pictures of test images, `01_<image>.png` the one where most objects were missed
+        panels/         pictures of test images, `01_<image>.png` the one where most objects were missed;
+                        of a sequence of frames two at most, unless there is nothing else
 
     Args:
         folder: the run's folder; a report in it is replaced.
@@ -106,7 +110,15 @@ def write_report(
             (report / "metrics.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
             (report / "per_class.md").write_text(_classes(evaluation), encoding="utf-8")
             plot_curves(evaluation.curves).savefig(report / "pr_curves.png")
-            _write_panels(report / "panels", trained, test_set, ground_truth, detections, config.panels)
+            _write_panels(
+                report / "panels",
+                trained,
+                test_set,
+                ground_truth,
+                detections,
+                count=config.panels,
+                score=drawn_from(evaluation.metrics),
+            )
             (report / "report.html").write_text(run_page(folder, report), encoding="utf-8")
     except OSError as error:
         raise OSError(
@@ -151,20 +163,44 @@ def _write_panels(
     test_set: DetectionDataset,
     ground_truth: Mapping[str, Any],
     detections: Sequence[Mapping[str, Any]],
+    *,
     count: int,
+    score: float,
 ) -> None:
     folder.mkdir()
-    missed = missed_objects(ground_truth, detections, score=SCORE)
+    judged = outcomes(ground_truth, detections, score=score)
     found = detections_by_image(detections, trained.category_ids)
     position = {image["id"]: index for index, image in enumerate(test_set.ground_truth["images"])}
-    worst = list(missed)[:count]
+    names = {image["id"]: image["file_name"] for image in ground_truth["images"]}
+    worst = _varied(list(judged), [names[image_id] for image_id in judged], count)
     for number, image_id in enumerate(worst, start=1):
         sample = test_set[position[image_id]]
         name = f"{number:0{max(2, len(str(len(worst))))}}_{Path(sample[1]['file_name']).stem}.png"
         picture = sample_panel(
-            trained.detector, sample, found.get(image_id, NO_DETECTIONS), missed[image_id], trained.class_names
+            trained.detector,
+            sample,
+            found.get(image_id, NO_DETECTIONS),
+            judged[image_id],
+            trained.class_names,
+            score=score,
         )
         picture.save(folder / name)
+
+
+def _varied(images: Sequence[int], names: Sequence[str], count: int) -> list[int]:
+    """The first images, but no third one of a sequence while there are others; in their order.
+
+    Files of one folder whose names differ in digits alone are taken for a sequence, such as the frames of a video.
+    """
+    seen: Counter[str] = Counter()
+    first: list[int] = []
+    others: list[int] = []
+    for index, name in enumerate(names):
+        path = PurePosixPath(name)
+        sequence = str(path.with_name(re.sub(r"\d+", "0", path.name)))
+        seen[sequence] += 1
+        (first if seen[sequence] <= MOST_OF_A_SEQUENCE else others).append(index)
+    return [images[index] for index in sorted((first + others)[:count])]
 
 
 def _device(config: TrainConfig) -> str:

@@ -56,8 +56,8 @@ class _TinyObjectEval(COCOeval):
     ) -> dict[str, Any] | None:
         """Matches of one image, category and area bin, under pycocotools' names.
 
-        Of detections `dtScores` [D], `dtMatches` (bool) and `dtIgnore` [T, D]; of ground truths `gtIds` [G], `gtIgnore`
-        [G], and `gtScores` [T, G]: the score of the detection that found each, -inf if none did.
+        Of detections `dtIds` [D], `dtScores` [D], `dtMatches` (bool) and `dtIgnore` [T, D]; of ground truths `gtIds`
+        [G], `gtIgnore` [G], and `gtScores` [T, G]: the score of the detection that found each, -inf if none did.
         """
         truths, detections = self._gts[image_id, category_id], self._dts[image_id, category_id]
         if not truths and not detections:
@@ -72,6 +72,7 @@ class _TinyObjectEval(COCOeval):
         found_scores = np.full((len(matches), len(truths) + 1), -np.inf)
         np.put_along_axis(found_scores, matches, scores[order][None], axis=1)
         return {
+            "dtIds": [detections[index]["id"] for index in order],
             "dtScores": scores[order],
             "dtMatches": matches >= 0,
             "dtIgnore": matched_ignored | ((matches < 0) & _outside(detections, area_range)[order]),

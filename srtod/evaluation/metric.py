@@ -18,6 +18,7 @@ from srtod.data.coco import read_coco
 
 from .matching import match_detections
 from .results import read_detections
+from .threshold import BestF1, best_f1
 
 __all__ = [
     "AREAS",
@@ -104,7 +105,8 @@ def evaluate_detections(
 
     Returns:
         AP, AP50, AP75, APvt, APt, APs, APm, AR1, AR100, AR1500, ARvt, ARt, ARs and ARm, in this order, as fractions in
-        [0, 1]; -1 where there is no ground truth.
+        [0, 1]; -1 where there is no ground truth. Then F1, precision, recall and F1_threshold: the best F1 at IoU 0.50
+        of all classes together, what it consists of, and the score that detections must have for it, see `BestF1`.
 
     Raises:
         FileNotFoundError: if a file is missing.
@@ -138,14 +140,15 @@ def detailed_evaluation(
     category_ids = evaluator.params.catIds
     objects = np.array([0 if cell is None else np.count_nonzero(~cell["gtIgnore"]) for cell in evaluator.evalImgs])
     objects = objects.reshape(len(category_ids), len(AREAS), -1).sum(axis=-1)  # [category, area]
+    overall, by_class = _best_f1(evaluator.evalImgs, objects[:, 0])
     names = {category["id"]: str(category.get("name", category["id"])) for category in truth["categories"]}
     return DetailedEvaluation(
-        metrics=_metrics(precision, recall),
+        metrics=_metrics(precision, recall, overall),
         classes=[
             ClassResult(
                 name=names[category],
                 objects=dict(zip(AREAS, objects[index].tolist(), strict=True)),
-                metrics=_metrics(precision[:, :, [index]], recall[:, [index]]),
+                metrics=_metrics(precision[:, :, [index]], recall[:, [index]], by_class[index]),
             )
             for index, category in enumerate(category_ids)
         ],
@@ -164,7 +167,32 @@ def protocol() -> dict[str, Any]:
     }
 
 
-def _metrics(precision: np.ndarray, recall: np.ndarray) -> dict[str, float]:
+def _best_f1(cells: Sequence[dict[str, Any] | None], objects: np.ndarray) -> tuple[BestF1, list[BestF1]]:
+    """The best F1 of all classes together, under one threshold, and of each class by itself.
+
+    Args:
+        cells: the matches, see `match_detections`.
+        objects: number of objects of each category.
+    """
+    images = len(cells) // (len(objects) * len(AREAS)) if len(objects) else 0
+    scores, hits = [], []
+    for category in range(len(objects)):
+        first = category * len(AREAS) * images  # "all" is the first area
+        own = [cell for cell in cells[first : first + images] if cell is not None]
+        counted = [~cell["dtIgnore"][0] for cell in own]  # at the first IoU, 0.50
+        scores.append(np.concatenate([[], *(cell["dtScores"][kept] for cell, kept in zip(own, counted, strict=True))]))
+        matched = [cell["dtMatches"][0][kept] for cell, kept in zip(own, counted, strict=True)]
+        hits.append(np.concatenate([np.zeros(0, dtype=bool), *matched]))
+    by_class = [best_f1(*values) for values in zip(scores, hits, objects.tolist(), strict=True)]
+    # Classes without objects count as in the metric: not at all.
+    present = np.flatnonzero(objects)
+    if not present.size:
+        return best_f1(np.zeros(0), np.zeros(0, dtype=bool), 0), by_class
+    all_scores, all_hits = (np.concatenate([values[index] for index in present]) for values in (scores, hits))
+    return best_f1(all_scores, all_hits, int(objects.sum())), by_class
+
+
+def _metrics(precision: np.ndarray, recall: np.ndarray, best: BestF1) -> dict[str, float]:
     return {
         "AP": _mean(precision[:, :, :, 0, -1]),
         "AP50": _mean(precision[0, :, :, 0, -1]),
@@ -180,6 +208,10 @@ def _metrics(precision: np.ndarray, recall: np.ndarray) -> dict[str, float]:
         "ARt": _mean(recall[:, :, 2, -1]),
         "ARs": _mean(recall[:, :, 3, -1]),
         "ARm": _mean(recall[:, :, 4, -1]),
+        "F1": best.f1,
+        "precision": best.precision,
+        "recall": best.recall,
+        "F1_threshold": best.threshold,
     }
 
 

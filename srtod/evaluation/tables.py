@@ -10,31 +10,38 @@ from .metric import AREAS, IGNORE_REGIONS, MAX_DETECTIONS, DetailedEvaluation
 __all__ = ["format_classes", "format_table"]
 
 WIDTH = 100  # of the protocol, in columns
-CLASS_METRICS = ("AP", "AP50", "APvt", "APt", "APs", "APm", "AR1500")
+BEST_F1 = ("F1", "precision", "recall", "F1_threshold")
+CLASS_METRICS = ("AP", "AP50", "APvt", "APt", "APs", "APm", "AR1500", *BEST_F1)
 
 
 def format_table(metrics: Mapping[str, float]) -> str:
-    """The metrics x 100 as a table, above the protocol they were computed by; a dash where there is no ground truth."""
+    """The metrics x 100 as a table, above the protocol they were computed by; a dash where there is no ground truth.
+
+    Metrics of before, without the best F1, make a table without it.
+    """
     lines = []
-    for kind in ("AP", "AR"):
-        names = [name for name in metrics if name.startswith(kind)]
-        lines += ["  ".join(f"{name:>6}" for name in names), "  ".join(f"{_cell(metrics[name]):>6}" for name in names)]
-        lines.append("")
+    rows = [[name for name in metrics if name.startswith(kind)] for kind in ("AP", "AR")]
+    for names in (*rows, [name for name in BEST_F1 if name in metrics]):
+        if names:
+            widths = [max(6, len(name)) for name in names]
+            cells = [_cell(name, metrics[name]) for name in names]
+            lines += ["  ".join(map(str.rjust, words, widths)) for words in (names, cells)]
+            lines.append("")
     return "\n".join([*lines, _protocol()])
 
 
 def format_classes(evaluation: DetailedEvaluation) -> str:
     """The metrics x 100 of each class as a Markdown table, with the number of its objects; a dash where it has none.
 
-    The last row is their mean, which is the metric, and the number of all objects.
+    The last row has the metric, which is the mean of the classes, the number of all objects, and the best F1 of all
+    classes together under one threshold.
     """
     rows = [["class", "objects", *CLASS_METRICS]]
-    rows += [
-        [_escaped(result.name), str(result.objects["all"]), *(_cell(result.metrics[name]) for name in CLASS_METRICS)]
-        for result in evaluation.classes
-    ]
+    for result in evaluation.classes:
+        cells = [_cell(name, result.metrics[name]) for name in CLASS_METRICS]
+        rows.append([_escaped(result.name), str(result.objects["all"]), *cells])
     total = str(evaluation.curves["all"].objects)
-    rows.append(["mean", total, *(_cell(evaluation.metrics[name]) for name in CLASS_METRICS)])
+    rows.append(["all", total, *(_cell(name, evaluation.metrics[name]) for name in CLASS_METRICS)])
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     header, *body = (
         "| " + " | ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) + " |" for row in rows
@@ -43,8 +50,10 @@ def format_classes(evaluation: DetailedEvaluation) -> str:
     return "\n".join([header, rule, *body])
 
 
-def _cell(value: float) -> str:
-    return "-" if value < 0 else f"{100 * value:.1f}"
+def _cell(name: str, value: float) -> str:
+    if value < 0:
+        return "-"
+    return f"{value:.3f}" if name == "F1_threshold" else f"{100 * value:.1f}"
 
 
 def _escaped(name: str) -> str:
@@ -59,5 +68,6 @@ def _protocol() -> str:
             f"Areas in px^2, ends included: {bins}, medium from {AREAS['medium'][0]}.",
             f"Detections per image and category: at most {MAX_DETECTIONS[-1]}; AR1, AR100: at most 1, 100.",
             textwrap.fill(IGNORE_REGIONS, WIDTH),
+            "F1: the best at IoU 0.50, of the detections that score at least F1_threshold, all classes together.",
         ]
     )

@@ -33,6 +33,9 @@ CONTROL = "control"
 IMAGE_SIZE = "image_size"
 """And the most frequent (height, width) of the training images."""
 
+INTENSITY_RANGE = "intensity_range"
+"""And the values of images of more than 8 bits that are 0 and 1 to it; None: 0 and 65535."""
+
 METRICS = "metrics"
 """Where it holds what the latest evaluation measured."""
 
@@ -55,6 +58,7 @@ class TrainedDetector(NamedTuple):
         category_ids: COCO category id of each class; label k is `category_ids[k - 1]`.
         metrics: what the evaluation that came with the checkpoint measured, empty if none did.
         image_size: (height, width) of most training images; None in checkpoints that do not know it.
+        intensity_range: low and high, see `srtod.data.read_image`; None: 0 and 65535.
     """
 
     detector: Detector
@@ -62,6 +66,7 @@ class TrainedDetector(NamedTuple):
     category_ids: list[int]
     metrics: dict[str, float]
     image_size: tuple[int, int] | None = None
+    intensity_range: tuple[float, float] | None = None
 
 
 def load_detector(path: str | Path, device: str | torch.device = "cpu", **options: Any) -> TrainedDetector:
@@ -119,13 +124,14 @@ def restore_detector(
             f"{path}, written by srtod {written}, holds a detector that srtod {__version__} cannot build "
             f"({first_line(error)}); {cure}"
         ) from error
-    size = description.get(IMAGE_SIZE)
+    size, span = description.get(IMAGE_SIZE), description.get(INTENSITY_RANGE)
     return TrainedDetector(
         detector.eval().to(device),
         description["class_names"],
         description["category_ids"],
         checkpoint.get(METRICS, {}),
         None if size is None else (int(size[0]), int(size[1])),
+        None if span is None else (float(span[0]), float(span[1])),
     )
 
 

@@ -41,6 +41,7 @@ class Detections(dict[str, Tensor]):
         category_ids: COCO category id of each class.
         name: the image's file name, empty where it has none.
         read: gives the image `[3, H, W]` in [0, 1] when it is to be drawn.
+        drawn_from: the score from which they are drawn, where no other is asked for.
     """
 
     def __init__(
@@ -52,12 +53,14 @@ class Detections(dict[str, Tensor]):
         category_ids: Sequence[int],
         name: str,
         read: Callable[[], Tensor],
+        drawn_from: float = SCORE,
     ) -> None:
         super().__init__(values)
         self.size = size
         self.class_names = class_names
         self.category_ids = category_ids
         self.name = name
+        self.drawn_from = drawn_from
         self._read = read
 
     def __repr__(self) -> str:
@@ -86,11 +89,12 @@ class Detections(dict[str, Tensor]):
             category_ids=self.category_ids,
             name=self.name,
             read=self._read,
+            drawn_from=self.drawn_from,
         )
 
-    def draw(self, score: float = SCORE) -> Image.Image:
-        """The image with the detections that score at least this; see `srtod.visualization.draw_detections`."""
-        return draw_detections(self._read(), self, self.class_names, score=score)
+    def draw(self, score: float | None = None) -> Image.Image:
+        """The image with the detections that score at least this, or by default `drawn_from`; see `draw_detections`."""
+        return draw_detections(self._read(), self, self.class_names, score=self.drawn_from if score is None else score)
 
     def to_coco(self, image_id: int = 1) -> list[dict[str, Any]]:
         """COCO results: `image_id`, `category_id`, `bbox` (x, y, width, height) and `score` of each object."""
@@ -136,7 +140,7 @@ class Detections(dict[str, Tensor]):
 
         Args:
             path: .png, .jpg and other suffixes of pictures: a drawing; .json: COCO results; .csv; .txt: YOLO's format.
-            score: objects must score at least this; None: 0.5 in drawings, and all in other files.
+            score: objects must score at least this; None: `drawn_from` in drawings, and any in other files.
 
         Raises:
             OSError: if it cannot be written.
@@ -154,7 +158,7 @@ class Detections(dict[str, Tensor]):
             csv.writer(buffer, lineterminator="\n").writerows([CSV_COLUMNS, *chosen.csv_rows()])
             text = buffer.getvalue()
         elif (kind := Image.registered_extensions().get(suffix)) in Image.SAVE:
-            picture = self.draw(SCORE if score is None else score)
+            picture = self.draw(score)
             with replacing(path, binary=True) as file:
                 picture.save(file, format=kind)
             return

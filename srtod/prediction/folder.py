@@ -16,16 +16,19 @@ from srtod._support.folders import is_leftover, replacing_folder
 from srtod._version import __version__
 from srtod.data.coco import name_some
 from srtod.data.image import ImageError, read_image
-from srtod.evaluation import coco_results
-from srtod.visualization import SCORE, draw_detections, reconstruction_figure
+from srtod.evaluation import Outcomes, coco_results, outcomes
+from srtod.visualization import draw_detections, reconstruction_figure
 
 from .images import ImageList
 from .predictor import Predictor, batches
 
-__all__ = ["Predicted", "predict_folder"]
+__all__ = ["Predicted", "predict_folder", "predicted_names"]
 
 DETECTIONS, IMAGES, PICTURES, FIGURES = "detections.json", "images.json", "pictures", "figures"
 """All that a folder of predictions holds."""
+
+BROKEN = (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError)
+"""What reading an `images.json` that others wrote may end in."""
 
 DESCRIPTION = "images that srtod"
 """How the description in `images.json` begins."""
@@ -52,7 +55,7 @@ def predict_folder(
     *,
     pictures: bool = True,
     figures: bool = False,
-    score: float = SCORE,
+    score: float | None = None,
     skip_bad_images: bool = False,
     overwrite: bool = False,
 ) -> Predicted:
@@ -60,7 +63,8 @@ def predict_folder(
 
         detections.json   COCO results
         images.json       the images and categories that their ids stand for, as a COCO file without annotations
-        pictures/         each image with its detections, see `srtod.visualization.draw_detections`
+        pictures/         each image with its detections, see `srtod.visualization.draw_detections`; where `images` has
+                          annotations, hits, false alarms and missed objects are told apart
         figures/          the way from each image to its enhanced features, see `reconstruction_figure`
 
     It is there when it is complete: after an error or Ctrl-C there is what was there before, see `replacing_folder`.
@@ -72,7 +76,8 @@ def predict_folder(
         out: the folder.
         pictures: whether to draw pictures.
         figures: whether to draw figures.
-        score: detections must score at least this to be drawn; detections.json has them all.
+        score: detections must score at least this to be drawn; None: the predictor's `drawn_from`. detections.json has
+            them all.
         skip_bad_images: whether images that cannot be decoded are left out and counted; otherwise the first one ends
             it all.
         overwrite: whether predictions that are already there are replaced.
@@ -89,6 +94,7 @@ def predict_folder(
     _check_categories(predictor, images.categories)
     pngs = _picture_names([entry["file_name"] for entry in images.entries])
     _check_replaceable(out, overwrite)
+    score = predictor.drawn_from if score is None else score
     shown: list[dict[str, Any]] = []
     skipped: list[str] = []
     found = 0
@@ -98,16 +104,18 @@ def predict_folder(
         tqdm(total=len(images.entries), unit="image") as progress,
     ):
         file.write("[")
-        samples = _samples(images, skipped if skip_bad_images else None)
+        samples = _samples(images, skipped if skip_bad_images else None, predictor.intensity_range)
         for batch in batches(samples, predictor.batch_size, lambda sample: sample[0].shape):
             results = predictor.detect([image for image, _ in batch])
             for (image, entry), detections in zip(batch, results, strict=True):
-                for result in coco_results(detections, entry["id"], predictor.category_ids):
+                entries = coco_results(detections, entry["id"], predictor.category_ids)
+                for result in entries:
                     file.write(f"{',' if found else ''}\n{json.dumps(result)}")
                     found += 1
                 png = pngs[entry["file_name"]]
                 if pictures:
-                    picture = draw_detections(image, detections, predictor.class_names, score=score)
+                    judged = _judged(images, entry, entries, score)
+                    picture = draw_detections(image, detections, predictor.class_names, score=score, outcomes=judged)
                     _save(picture, folder / PICTURES / png)
                 if figures:
                     _save(reconstruction_figure(predictor.reconstruct(image)), folder / FIGURES / png)
@@ -153,13 +161,27 @@ def _content(folder: Path) -> Iterator[str]:
 def _predictions(folder: Path) -> set[str]:
     """The files that a folder of predictions can have, by its `images.json`; none if this module did not write that."""
     try:
-        listed = json.loads((folder / IMAGES).read_text(encoding="utf-8"))
-        if not listed["info"]["description"].startswith(DESCRIPTION):
-            return set()
+        listed = _listed(folder)
         pngs = _picture_names([entry["file_name"] for entry in listed["images"]] + listed["info"]["skipped"]).values()
-    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
+    except BROKEN:
         return set()
     return {DETECTIONS, IMAGES} | {f"{kind}/{png}" for kind in (PICTURES, FIGURES) for png in pngs}
+
+
+def predicted_names(detections: str | Path) -> dict[int, str]:
+    """The file name of each image by its id, for the `detections.json` of a folder of predictions; else nothing."""
+    try:
+        return {entry["id"]: entry["file_name"] for entry in _listed(Path(detections).parent)["images"]}
+    except BROKEN:
+        return {}
+
+
+def _listed(folder: Path) -> Any:
+    """What `images.json` holds, or one of `BROKEN` if this module did not write it."""
+    listed = json.loads((folder / IMAGES).read_text(encoding="utf-8"))
+    if not listed["info"]["description"].startswith(DESCRIPTION):
+        raise ValueError("written by others")
+    return listed
 
 
 def _check_categories(predictor: Predictor, categories: list[dict[str, Any]] | None) -> None:
@@ -174,12 +196,14 @@ def _check_categories(predictor: Predictor, categories: list[dict[str, Any]] | N
         )
 
 
-def _samples(images: ImageList, skipped: list[str] | None) -> Iterator[tuple[Tensor, dict[str, Any]]]:
+def _samples(
+    images: ImageList, skipped: list[str] | None, intensity_range: tuple[float, float] | None
+) -> Iterator[tuple[Tensor, dict[str, Any]]]:
     """Each image `[3, H, W]` with its entry; names of images that cannot be decoded are added to `skipped`."""
     for entry in images.entries:
         path = images.folder / entry["file_name"]
         try:
-            image = read_image(path)
+            image = read_image(path, intensity_range)
         except ImageError as error:
             if skipped is None:
                 raise ImageError(f"{error}, or set skip_bad_images to leave such images out") from error
@@ -192,6 +216,14 @@ def _samples(images: ImageList, skipped: list[str] | None) -> Iterator[tuple[Ten
                 f"boxes would be misplaced, so correct the file or the annotations"
             )
         yield image, entry
+
+
+def _judged(images: ImageList, entry: dict[str, Any], results: list[dict[str, Any]], score: float) -> Outcomes | None:
+    """What became of an image's objects and detections; None without annotations."""
+    if not images.annotations:
+        return None
+    own = {"images": [entry], "annotations": images.annotations.get(entry["id"], []), "categories": images.categories}
+    return outcomes(own, results, score=score)[entry["id"]]
 
 
 def _picture_names(names: Iterable[str]) -> dict[str, str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,12 +22,14 @@ class ImageList(NamedTuple):
         entries: each image as in a COCO file: `id` and `file_name`, and `width` and `height` where they are known.
         categories: the categories of the COCO file that the ids are from; None without one.
         left_out: files of the folder that are none of the images.
+        annotations: the annotations of the COCO file, of each image that has any, by its id.
     """
 
     folder: Path
     entries: list[dict[str, Any]]
     categories: list[dict[str, Any]] | None = None
     left_out: Sequence[str] = ()
+    annotations: Mapping[int, Sequence[Mapping[str, Any]]] = {}
 
 
 def find_images(
@@ -60,11 +63,14 @@ def find_images(
     truth = None if coco is None else read_coco(coco)
     listed = {} if truth is None else _by_name(truth["images"], coco, allow_outside)
     categories = None if truth is None else truth["categories"]
+    annotations: dict[int, list[dict[str, Any]]] = defaultdict(list)
+    for annotation in [] if truth is None else truth["annotations"]:
+        annotations[annotation["image_id"]].append(annotation)
     if not source.is_dir():  # whether it is an image is seen when it is read
         entry: Mapping[str, Any] = {"id": 1}
         if truth is not None:
             entry = _listed_as(source, listed, coco)
-        return ImageList(source.parent, [{**entry, "file_name": source.name}], categories)
+        return ImageList(source.parent, [{**entry, "file_name": source.name}], categories, annotations=annotations)
     if without is not None and Path(os.path.realpath(without)) in (source.resolve(), *source.resolve().parents):
         raise ValueError(
             f"{without}, where the predictions are to go, contains the images of {source}; choose another OUT"
@@ -85,7 +91,7 @@ def find_images(
             )
         entries = [dict(entry) for entry in listed.values()]
     taken = {entry["file_name"] for entry in entries}
-    return ImageList(source, entries, categories, [name for name in files if name not in taken])
+    return ImageList(source, entries, categories, [name for name in files if name not in taken], annotations)
 
 
 def _files(folder: Path, without: Path | None) -> list[str]:

@@ -16,10 +16,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from srtod.data.image import decode_picture, decoding, read_image
+from srtod.data.image import decode_picture, decoding, read_image, scaled
 from srtod.models import ImageReconstruction
 from srtod.models.checkpoint import load_detector
 from srtod.models.checks import check_image
+from srtod.visualization import drawn_from
 
 from .detections import Detections
 from .merging import suppress
@@ -54,7 +55,10 @@ class Predictor:
     - a path: a file of one of `srtod.data.image.FORMATS`, see `srtod.data.read_image`;
     - a PIL image, of any of the modes that files have;
     - a tensor `[3, H, W]`, RGB: floating-point in [0, 1], or uint8 in 0 to 255, as `torchvision.io` decodes it;
-    - a NumPy array `[H, W, 3]` or, grey, `[H, W]`, uint8 in 0 to 255, if `colour` says whether it is RGB or BGR.
+    - a NumPy array `[H, W, 3]` or, grey, `[H, W]`, uint8 in 0 to 255, if `colour` says whether it is RGB or BGR; or
+      uint16, which is scaled as 16-bit files are.
+
+    Files, PIL images and arrays of more than 8 bits are scaled by the intensity range of the training run.
 
     Args:
         checkpoint: a checkpoint of `python -m srtod.train`.
@@ -75,6 +79,10 @@ class Predictor:
         class_names: name of each class; label k is `class_names[k - 1]`.
         category_ids: COCO category id of each class; label k is `category_ids[k - 1]`.
         device: where the detector is.
+        drawn_from: the score from which detections are drawn, where no other is asked for: that of the best F1 in the
+            evaluation that came with the checkpoint, or 0.5 where the checkpoint is older.
+
+        intensity_range: the values of images of more than 8 bits that become 0 and 1; None: 0 and 65535.
 
     Raises:
         FileNotFoundError: if there is no such checkpoint.
@@ -106,6 +114,8 @@ class Predictor:
         self.detector = trained.detector
         self.class_names = trained.class_names
         self.category_ids = trained.category_ids
+        self.drawn_from = drawn_from(trained.metrics)
+        self.intensity_range = trained.intensity_range
         self.batch_size = batch_size
         self.autocast = autocast
         self.class_agnostic_nms = class_agnostic_nms
@@ -147,7 +157,8 @@ class Predictor:
         """As a call with a list, but takes images and yields detections batch by batch, for lists without an end."""
         if colour not in (None, "rgb", "bgr"):
             raise ValueError(f"colour must be 'rgb', 'bgr' or None, got {colour!r}")
-        pairs = ((image, as_tensor(image, f"images[{index}]", colour)) for index, image in enumerate(images))
+        span = self.intensity_range
+        pairs = ((image, as_tensor(image, f"images[{index}]", colour, span)) for index, image in enumerate(images))
         for batch in batches(pairs, self.batch_size, lambda pair: pair[1].shape):
             for (image, tensor), found in zip(batch, self.detect([tensor for _, tensor in batch]), strict=True):
                 yield Detections(
@@ -156,7 +167,8 @@ class Predictor:
                     class_names=self.class_names,
                     category_ids=self.category_ids,
                     name=fspath(image) if isinstance(image, (str, PathLike)) else "",
-                    read=partial(as_tensor, image, "the image", colour),
+                    read=partial(as_tensor, image, "the image", colour, span),
+                    drawn_from=self.drawn_from,
                 )
 
     @torch.no_grad()
@@ -195,31 +207,38 @@ class Predictor:
             FileNotFoundError, TypeError, ValueError: as a call.
         """
         with self._precision():
-            [parts] = self.detector.reconstruct([as_tensor(image, "the image", colour).to(self.device)])
+            tensor = as_tensor(image, "the image", colour, self.intensity_range)
+            [parts] = self.detector.reconstruct([tensor.to(self.device)])
         return parts
 
     def _precision(self) -> AbstractContextManager[object]:
         return torch.autocast(self.device.type, self.autocast) if self.autocast else nullcontext()
 
 
-def as_tensor(image: Picture, name: str, colour: Colour | None = None) -> Tensor:
+def as_tensor(
+    image: Picture,
+    name: str,
+    colour: Colour | None = None,
+    intensity_range: tuple[float, float] | None = None,
+) -> Tensor:
     """An image of any of the kinds that `Predictor` takes as a tensor `[3, H, W]` in [0, 1].
 
     Args:
         image: the image.
         name: what messages call it where it has no file name.
         colour: the order of the channels of a NumPy array.
+        intensity_range: the values of more than 8 bits that become 0 and 1; None: 0 and 65535.
 
     Raises:
         FileNotFoundError, TypeError, ValueError: as a call of `Predictor`.
     """
     if isinstance(image, (str, PathLike)):
-        return read_image(image)
+        return read_image(image, intensity_range)
     if isinstance(image, Image.Image):
         with decoding(name, "convert it to a PIL image of mode 'RGB'"):  # Pillow may only have opened its file so far
-            return decode_picture(image)
+            return decode_picture(image, intensity_range)
     if isinstance(image, np.ndarray):
-        return _from_array(image, name, colour)
+        return _from_array(image, name, colour, intensity_range)
     if not isinstance(image, Tensor):
         raise TypeError(f"{name} must be a path, a PIL image or a tensor [3, H, W], got {type(image).__name__}")
     tensor = image / 255 if image.dtype == torch.uint8 else image
@@ -227,20 +246,24 @@ def as_tensor(image: Picture, name: str, colour: Colour | None = None) -> Tensor
     return tensor.to(torch.float32)
 
 
-def _from_array(image: np.ndarray[Any, Any], name: str, colour: Colour | None) -> Tensor:
+def _from_array(
+    image: np.ndarray[Any, Any], name: str, colour: Colour | None, intensity_range: tuple[float, float] | None
+) -> Tensor:
     if colour is None:
         raise TypeError(f"{name} is a NumPy array, which may be RGB or OpenCV's BGR; set colour to 'rgb' or 'bgr'")
     if (
-        image.dtype != np.uint8
+        image.dtype not in (np.uint8, np.uint16)
         or image.ndim not in (2, 3)
         or (image.ndim == 3 and image.shape[2] != 3)
         or not image.size
     ):
         raise ValueError(
-            f"{name} must be uint8 [H, W, 3] or [H, W], got {image.dtype} {list(image.shape)}; scale other ranges to 0 "
-            f"to 255 and leave out alpha"
+            f"{name} must be uint8 or uint16 [H, W, 3] or [H, W], got {image.dtype} {list(image.shape)}; scale other "
+            f"ranges to 0 to 255 and leave out alpha"
         )
     pixels = np.stack([image] * 3, axis=2) if image.ndim == 2 else image if colour == "rgb" else image[:, :, ::-1]
+    if image.dtype == np.uint16:
+        return scaled(np.ascontiguousarray(pixels.transpose(2, 0, 1)), intensity_range)
     tensor = torch.from_numpy(np.ascontiguousarray(pixels)).permute(2, 0, 1)
     return tensor.to(torch.float32, memory_format=torch.contiguous_format).div_(255)
 

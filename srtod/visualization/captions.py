@@ -7,11 +7,12 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import ImageDraw, ImageFont
 
+from .marks import SHADE
+
 __all__ = ["draw_captions"]
 
 FONT_SIZE = 12
 GAP = 3  # pixels between a box and its caption
-SHADE = "#000000"
 
 
 def draw_captions(

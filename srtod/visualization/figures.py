@@ -3,26 +3,39 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from PIL import Image, ImageDraw
 from torch import Tensor
+from torchvision.ops import box_convert
 from torchvision.transforms.v2 import functional as F
 
 from srtod._support.names import printable
+from srtod.evaluation.outcomes import Outcomes
 from srtod.models import ImageReconstruction
 
 from .captions import draw_captions
-from .tiles import INK, PAPER, TILE_SIDE, Tile, enlarged, grid
+from .marks import FALSE_ALARM, HIT, MISSED, NOT_COUNTED, Kind, Mark, draw_marks, swatch
+from .tiles import INK, TILE_SIDE, Tile, enlarged, grid
 
-__all__ = ["SCORE", "draw_boxes", "draw_detections", "heat_map", "panel", "reconstruction_figure"]
+__all__ = ["SCORE", "draw_boxes", "draw_detections", "drawn_from", "heat_map", "panel", "reconstruction_figure"]
 
-SCORE = 0.5  # detections below this are noise to the eye; the metric counts them all
+SCORE = 0.5  # where no evaluation has found a better one; below it detections are noise to the eye
 MARGIN = 16  # pixels beyond the picture at which a box is cut: to draw one of millions of pixels takes minutes
 COLOURS = ("#39d353", "#ff9f1c", "#3fa7ff", "#ff4d6d", "#c77dff", "#ffe14d", "#2ee6d6", "#ff8fd8", "#b0e64c", "#b08968")
 HEAT = ((0, 0, 4), (87, 16, 110), (188, 55, 84), (249, 142, 9), (252, 255, 164))  # black, purple, red, orange, yellow
+
+
+def drawn_from(metrics: Mapping[str, float]) -> float:
+    """The score from which detections are drawn: that of the best F1 of an evaluation, or 0.5 if it has none.
+
+    Args:
+        metrics: of `srtod.evaluation.evaluate_detections`, or those in a checkpoint, which may be older.
+    """
+    score = metrics.get("F1_threshold", -1)
+    return score if 0 <= score <= 1 else SCORE
 
 
 def panel(
@@ -33,9 +46,11 @@ def panel(
     *,
     class_names: Sequence[str],
     score: float = SCORE,
-    missed: Tensor | None = None,
+    outcomes: Outcomes | None = None,
 ) -> Image.Image:
     """One row of titled pictures: image with objects | reconstruction | difference map | filter | detections.
+
+    Objects are coloured by class. So are detections, unless their outcomes are given.
 
     Args:
         image: `[3, H, W]` in [0, 1].
@@ -44,14 +59,13 @@ def panel(
         reconstruction: what `Detector.reconstruct` gives; None leaves out the three pictures in the middle.
         class_names: name of each class; label k is `class_names[k - 1]`.
         score: detections must score at least this to be drawn.
-        missed: objects that were not found, `[K, 4]` as the other boxes, to be marked among the detections.
+        outcomes: of the image, at this score, to tell hits, false alarms and missed objects apart; see
+            `srtod.evaluation.outcomes`.
     """
-    kept = detections["scores"] >= score
-    boxes, labels = detections["boxes"][kept], detections["labels"][kept]
     tiles = [_boxes_tile("image with", image, target["boxes"], target["labels"], class_names)]
     if reconstruction is not None:
         tiles += _reconstruction_tiles(reconstruction)
-    tiles.append(_boxes_tile(f"score {score:g} and over:", image, boxes, labels, class_names, missed=missed))
+    tiles.append(_detections_tile(image, detections, class_names, score, outcomes))
     return grid(tiles, columns=len(tiles))
 
 
@@ -72,7 +86,12 @@ def reconstruction_figure(parts: ImageReconstruction) -> Image.Image:
 
 
 def draw_detections(
-    image: Tensor, detections: dict[str, Tensor], class_names: Sequence[str], *, score: float = SCORE
+    image: Tensor,
+    detections: dict[str, Tensor],
+    class_names: Sequence[str],
+    *,
+    score: float = SCORE,
+    outcomes: Outcomes | None = None,
 ) -> Image.Image:
     """The image with its detections, below a title that counts them by class.
 
@@ -84,14 +103,13 @@ def draw_detections(
         detections: `boxes` `[M, 4]`, (x1, y1, x2, y2) in pixels, `labels` `[M]` from 1 and `scores` `[M]`, best first.
         class_names: name of each class; label k is `class_names[k - 1]`.
         score: detections must score at least this to be drawn.
+        outcomes: as in `panel`; the title counts them in place of the classes.
     """
-    kept = detections["scores"] >= score
-    boxes, labels, scores = (detections[name][kept] for name in ("boxes", "labels", "scores"))
     captions = [
         f"{printable(class_names[label - 1])} {value:.2f}" if len(class_names) > 1 else f"{value:.2f}"
-        for label, value in zip(labels.tolist(), scores.tolist(), strict=True)
+        for label, value in zip(detections["labels"].tolist(), detections["scores"].tolist(), strict=True)
     ]
-    return grid([_boxes_tile(f"score {score:g} and over:", image, boxes, labels, class_names, captions)], columns=1)
+    return grid([_detections_tile(image, detections, class_names, score, outcomes, captions)], columns=1)
 
 
 def draw_boxes(
@@ -101,9 +119,8 @@ def draw_boxes(
     *,
     enlarge: int = 1,
     captions: Sequence[str] | None = None,
-    missed: Tensor | None = None,
 ) -> Image.Image:
-    """The image with a thin outline just outside every box, coloured by class.
+    """The image with a thin outline just outside every box, coloured by class, with a dark rim.
 
     Args:
         image: `[3, H, W]` in [0, 1].
@@ -111,20 +128,8 @@ def draw_boxes(
         labels: `[M]`, from 1.
         enlarge: whole factor by which the picture is larger than the image.
         captions: words to stand beside each box where they hide no other, the first before the last.
-        missed: `[K, 4]` as `boxes`: objects to be marked by a wider outline further out, white with a dark rim.
     """
-    picture = enlarged(_pil(image), enlarge)
-    draw = ImageDraw.Draw(picture)
-    boxes = _on_picture(boxes, enlarge, picture)
-    colours = [_colour(label) for label in labels.tolist()]
-    for (x1, y1, x2, y2), colour in zip(boxes.tolist(), colours, strict=True):
-        draw.rectangle((x1 - 1, y1 - 1, max(x1, x2), max(y1, y2)), outline=colour)
-    for x1, y1, x2, y2 in [] if missed is None else _on_picture(missed, enlarge, picture).tolist():
-        for distance, width, colour in ((7, 4, PAPER), (6, 2, INK)):  # the rim shows it on a bright sky
-            draw.rectangle((x1 - distance, y1 - distance, x2 + distance - 1, y2 + distance - 1), None, colour, width)
-    if captions is not None:
-        draw_captions(draw, boxes.numpy(), captions, colours, picture.size)
-    return picture
+    return _marked(image, boxes, [Kind("box", _colour(label)) for label in labels.tolist()], enlarge, captions)
 
 
 def heat_map(values: Tensor, top: float, bottom: float = 0.0) -> Image.Image:
@@ -150,7 +155,6 @@ def _boxes_tile(
     labels: Tensor,
     class_names: Sequence[str],
     captions: Sequence[str] | None = None,
-    missed: Tensor | None = None,
 ) -> Tile:
     counts = sorted(Counter(labels.tolist()).items())
     title = [(words, INK)] + [
@@ -158,10 +162,53 @@ def _boxes_tile(
     ]
     if not counts:
         title.append(("no object", INK))
-    if missed is not None:
-        title.append((f"| {len(missed)} missed", INK))
-    picture = draw_boxes(image, boxes, labels, enlarge=_enlargement(image), captions=captions, missed=missed)
-    return Tile(title, picture)
+    return Tile(title, draw_boxes(image, boxes, labels, enlarge=_enlargement(image), captions=captions))
+
+
+def _detections_tile(
+    image: Tensor,
+    detections: dict[str, Tensor],
+    class_names: Sequence[str],
+    score: float,
+    outcomes: Outcomes | None,
+    captions: Sequence[str] | None = None,
+) -> Tile:
+    """The detections from a score on, by class, or by outcome with the missed objects and a legend."""
+    words = f"from score {score:.3g}:"
+    if outcomes is None:
+        kept = (detections["scores"] >= score).nonzero().flatten()
+        shown = None if captions is None else [captions[index] for index in kept.tolist()]
+        return _boxes_tile(words, image, detections["boxes"][kept], detections["labels"][kept], class_names, shown)
+    missed = torch.tensor([entry["bbox"] for entry in outcomes.missed], dtype=torch.float32).reshape(-1, 4)
+    positions = [*outcomes.hits, *outcomes.false_alarms, *outcomes.ignored]
+    boxes = torch.cat([detections["boxes"][positions].cpu(), box_convert(missed, "xywh", "xyxy")])
+    title: list[tuple[str, str] | Image.Image] = [(words, INK)]
+    kinds = []
+    for kind, count, name in (
+        (HIT, len(outcomes.hits), "hit"),
+        (FALSE_ALARM, len(outcomes.false_alarms), "false alarm"),
+        (NOT_COUNTED, len(outcomes.ignored), "not counted"),
+        (MISSED, len(missed), "missed"),
+    ):
+        kinds += [kind] * count
+        if count or kind != NOT_COUNTED:
+            plural = "s" if count != 1 and kind in (HIT, FALSE_ALARM) else ""
+            title += [swatch(kind), (f"{count} {name}{plural}", kind.colour)]
+    shown = None if captions is None else [*(captions[index] for index in positions), *[""] * len(missed)]
+    return Tile(title, _marked(image, boxes, kinds, _enlargement(image), shown))
+
+
+def _marked(
+    image: Tensor, boxes: Tensor, kinds: Sequence[Kind], enlarge: int, captions: Sequence[str] | None
+) -> Image.Image:
+    """The image with a mark around every box, and captions beside them."""
+    picture = enlarged(_pil(image), enlarge)
+    draw = ImageDraw.Draw(picture)
+    boxes = _on_picture(boxes, enlarge, picture)
+    draw_marks(draw, [Mark(tuple(box), kind) for box, kind in zip(boxes.tolist(), kinds, strict=True)])
+    if captions is not None:
+        draw_captions(draw, boxes.numpy(), captions, [kind.colour for kind in kinds], picture.size)
+    return picture
 
 
 def _reconstruction_tiles(parts: ImageReconstruction) -> list[Tile]:

@@ -18,9 +18,9 @@ PAPER, INK = "#1b1f24", "#ffffff"
 
 
 class Tile(NamedTuple):
-    """A picture with the words of its title, each in a colour."""
+    """A picture and its title: words, each in a colour, and little pictures."""
 
-    title: list[tuple[str, str]]
+    title: Sequence[tuple[str, str] | Image.Image]
     picture: Image.Image
 
 
@@ -48,12 +48,18 @@ def enlarged(picture: Image.Image, factor: int) -> Image.Image:
     return picture.resize((picture.width * factor, picture.height * factor), Image.Resampling.NEAREST)
 
 
-def _title(title: list[tuple[str, str]], width: int, scale: int) -> Image.Image:
+def _title(title: Sequence[tuple[str, str] | Image.Image], width: int, scale: int) -> Image.Image:
     strip = Image.new("RGB", (width, TITLE_HEIGHT * scale), PAPER)
     draw = ImageDraw.Draw(strip)
     font = ImageFont.load_default(FONT_SIZE * scale)
     x = 0.0
-    for words, colour in title:
+    for part in title:
+        if isinstance(part, Image.Image):
+            part = enlarged(part, scale)
+            strip.paste(part, (round(x), (strip.height - part.height) // 2))
+            x += part.width + 2 * scale
+            continue
+        words, colour = part
         draw.text((x, strip.height / 2), words, fill=colour, font=font, anchor="lm")
         x += draw.textlength(f"{words} ", font=font)
     return strip

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -16,7 +17,7 @@ from srtod.data.problems import find_problems, shared_images
 def content(tmp_path: Path) -> dict[str, Any]:
     """A set without a problem: two images with an object each, of two classes."""
     for name in ("a.png", "b.png"):
-        Image.new("RGB", (64, 48)).save(tmp_path / name)
+        Image.effect_noise((64, 48), 50).save(tmp_path / name)
     return {
         "images": [{"id": i, "file_name": f"{name}.png", "width": 64, "height": 48} for i, name in enumerate("ab")],
         "annotations": [annotation(0, 0, [1.5, 2, 10, 10]), annotation(1, 1, [54, 38, 10, 10])],
@@ -98,7 +99,7 @@ def test_files_outside_the_folder_are_not_opened(content: dict[str, Any], tmp_pa
 
 
 def test_size_of_images(content: dict[str, Any], tmp_path: Path) -> None:
-    Image.new("RGB", (48, 64)).save(tmp_path / "a.png")
+    Image.effect_noise((48, 64), 50).save(tmp_path / "a.png")
     what = "images of another size than the annotations say"
     assert problems(content, tmp_path) == {what: ["a.png (48x64, said to be 64x48)"]}
 
@@ -128,6 +129,10 @@ def test_images_in_two_splits(content: dict[str, Any], tmp_path: Path) -> None:
     assert problem.what.startswith("images that are in train and test")
     assert problem.where == ["b.png"]
     assert shared_images({"train": (content, tmp_path), "test": (test, tmp_path / "other")}) == []
+    both = {"val": (test, tmp_path), "test": (test, tmp_path)}
+    assert shared_images(both) == []
+    [problem] = shared_images({"train": (content, tmp_path)} | both)
+    assert problem.what.startswith("images that are in train and val;")
 
 
 def test_a_problem_is_counted_and_its_first_places_named(content: dict[str, Any], tmp_path: Path) -> None:
@@ -135,3 +140,34 @@ def test_a_problem_is_counted_and_its_first_places_named(content: dict[str, Any]
     lines = str(find_problems(content, tmp_path)[0]).splitlines()
     places = ", ".join(f"annotation {identity} (a.png)" for identity in range(2, 7))
     assert lines == ["  1,234  boxes without an area; training leaves them out", f"         {places}, ..."]
+
+
+NOISE = np.random.default_rng(0).random((48, 64))
+
+
+@pytest.mark.parametrize(
+    ("pixels", "what"),
+    [
+        ((10 * NOISE).astype(np.uint8), "dark images, which use 10% of the range or less"),
+        ((200 + 4 * NOISE).astype(np.uint8), "flat images, whose pixels span 2% of the range or less"),
+        (np.where(NOISE < 0.3, 255, 200 * NOISE).astype(np.uint8), "saturated images, over 20% of whose pixels"),
+        (np.where(NOISE < 0.1, 255, 200 * NOISE).astype(np.uint8), None),
+        ((16383 * NOISE).astype(np.uint16), "dark images, which use 25% of the range or less"),
+        ((8000 + 900 * NOISE).astype(np.uint16), "flat images, whose pixels span 2% of the range or less"),
+        ((16384 + 40000 * NOISE).astype(np.uint16), None),
+        (np.where(NOISE < 0.3, 65535, 60000 * NOISE).astype(np.uint16), "saturated images"),
+        (NOISE.astype(np.float32), "images of 32 bits or floating-point"),
+    ],
+)
+def test_dark_flat_and_saturated_images(
+    content: dict[str, Any], tmp_path: Path, pixels: np.ndarray, what: str | None
+) -> None:
+    content["images"][0]["file_name"] = "a.tif"
+    Image.fromarray(pixels).save(tmp_path / "a.tif")
+    found = find_problems(content, tmp_path)
+    assert [problem.where for problem in found] == ([] if what is None else [["a.tif"]])
+    for problem in found:
+        assert problem.what.startswith(what or "")
+        cure = "train with --intensity-range auto" if pixels.dtype != np.uint8 else "export them anew"
+        assert ("saturated" in problem.what) or cure in problem.what
+        assert problem.what.endswith("(of 2 looked at)")

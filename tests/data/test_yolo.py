@@ -242,6 +242,15 @@ def test_a_label_path_that_is_no_file(folder: Path) -> None:
         read_yolo(folder / "data.yaml", "train")
 
 
+def test_a_test_folder_that_an_export_lacks_is_left_out(folder: Path) -> None:
+    path = write(folder, "train: images/train\nval: images/val\ntest: ../test/images\nnames: [car, bus]")
+    with pytest.warns(UserWarning, match=r"'test' is '../test/images', but there is no .*without it, test is left out"):
+        assert list(find_yolo(folder)) == ["train", "val"]
+    write(folder, "train: images/train\ntest: gone\nnames: [car, bus]")
+    with pytest.raises(FileNotFoundError, match="'test' is 'gone', but there is no"):
+        find_yolo(path)
+
+
 def test_binary_yaml(folder: Path) -> None:
     (folder / "data.yaml").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(ValueError, match=r"data.yaml is not text in UTF-8"):

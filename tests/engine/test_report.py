@@ -16,9 +16,10 @@ import srtod
 from srtod.data import SwarmDataset
 from srtod.engine import ModelConfig, TrainConfig, report
 from srtod.engine.report import source_commit, write_report
-from srtod.evaluation import DetailedEvaluation, detailed_evaluation, missed_objects
+from srtod.evaluation import DetailedEvaluation, detailed_evaluation, outcomes
 from srtod.models import build_detector
 from srtod.models.checkpoint import TrainedDetector
+from srtod.visualization.marks import MISSED
 
 Results = list[dict[str, Any]]
 
@@ -147,17 +148,26 @@ def test_missed_objects_are_marked_in_the_panel(
     tmp_path: Path, trained: TrainedDetector, test_set: SwarmDataset, detections: Results
 ) -> None:
     write(tmp_path, trained, test_set, detections, panels=2)
-    [missed] = list(missed_objects(test_set.ground_truth, detections, score=0.5).values())[1]
+    [missed] = list(outcomes(test_set.ground_truth, detections, score=0.5).values())[1].missed
     picture = Image.open(tmp_path / "report" / "panels" / "02_swarm_1_00001.png").convert("RGB")
     side, gap = 512, 8
     left, top = picture.width - side - gap, picture.height - side - gap  # of the last picture
-    x, y, width, height = (side / 128 * value for value in missed["bbox"])
-    middle, beside = round(x + width / 2), round(y + height / 2)
-    outline = ((middle, round(y) - 6), (middle, round(y + height) + 5), (round(x) - 6, beside))
-    shown = [(column, row) for column, row in outline if 0 <= column < side and 0 <= row < side]
-    assert shown
-    for column, row in shown:
-        assert picture.getpixel((left + column, top + row)) == (255, 255, 255)
+    x, y, width, _ = (side / 128 * value for value in missed["bbox"])
+    around = picture.crop((round(left + x - 9), round(top + y - 9), round(left + x + width + 9), picture.height))
+    colours = {colour for _, colour in around.getcolors(around.width * around.height) or []}
+    assert tuple(bytes.fromhex(MISSED.colour[1:])) in colours
+
+
+def test_a_sequence_has_two_panels_while_there_are_other_images() -> None:
+    names = ["a/1_7.png", "a/2_8.png", "a/10_9.png", "b/1_7.png", "a/other.png", "a/3_9.png"]
+    for count, chosen in (
+        (2, [0, 1]),
+        (3, [0, 1, 3]),
+        (4, [0, 1, 3, 4]),
+        (5, [0, 1, 2, 3, 4]),
+        (9, [0, 1, 2, 3, 4, 5]),
+    ):
+        assert report._varied(range(6), names, count) == chosen
 
 
 def test_a_report_is_replaced_as_a_whole(

@@ -15,7 +15,7 @@ from srtod.evaluation import (
     detections_by_image,
     evaluate_detections,
     format_classes,
-    missed_objects,
+    outcomes,
     plot_curves,
     protocol,
 )
@@ -108,7 +108,7 @@ def test_an_object_on_the_edge_of_two_bins_is_in_both() -> None:
 def test_worst_misses_come_first() -> None:
     truth = scene((A, 1, 1), (B, 1, 1), (A, 2, 1), (B, 2, 1), (C, 2, 2), (A, 4, 1), images=4)
     results = [found(A, image=2), found(A, image=1), found(A, image=4)]
-    missed = missed_objects(truth, results, score=0.5)
+    missed = {image: each.missed for image, each in outcomes(truth, results, score=0.5).items()}
     assert list(missed) == [2, 1, 3, 4]
     assert [[entry["bbox"] for entry in entries] for entries in missed.values()] == [[B, C], [B], [], []]
     assert missed[1][0] is truth["annotations"][1]
@@ -126,32 +126,50 @@ def test_worst_misses_come_first() -> None:
     ],
 )
 def test_what_counts_as_found(result: dict[str, Any], count: int) -> None:
-    assert len(missed_objects(scene((A, 1, 1)), [result], score=0.5)[1]) == count
+    assert len(outcomes(scene((A, 1, 1)), [result], score=0.5)[1].missed) == count
 
 
 def test_one_detection_finds_one_object() -> None:
     truth = scene((A, 1, 1), ([10.0, 11, 6, 6], 1, 1))
-    assert missed_objects(truth, [found(A)], score=0.5)[1] == [truth["annotations"][1]]
-    assert missed_objects(truth, [found(A), found(A, score=0.6)], score=0.5)[1] == []
+    assert outcomes(truth, [found(A)], score=0.5)[1].missed == [truth["annotations"][1]]
+    assert outcomes(truth, [found(A), found(A, score=0.6)], score=0.5)[1].missed == []
 
 
 def test_an_unsure_detection_takes_no_object_from_a_sure_one() -> None:
     truth = scene((A, 1, 1))
-    assert missed_objects(truth, [found(A, score=0.1), found([10, 10, 6, 4], score=0.8)], score=0.5)[1] == []
+    assert outcomes(truth, [found(A, score=0.1), found([10, 10, 6, 4], score=0.8)], score=0.5)[1].missed == []
 
 
 def test_ignore_regions_cannot_be_missed_and_find_nothing() -> None:
     truth = scene((A, 1, 1), (D, 1, 1), crowd=1)
-    assert missed_objects(truth, [], score=0.5)[1] == [truth["annotations"][0]]
+    assert outcomes(truth, [], score=0.5)[1].missed == [truth["annotations"][0]]
     over_both = scene((A, 1, 1), ([0.0, 0, 60, 60], 1, 1), crowd=1)
-    assert missed_objects(over_both, [found([30, 30, 6, 6])], score=0.5)[1] == [over_both["annotations"][0]]
-    assert missed_objects(over_both, [found(A)], score=0.5)[1] == []
+    assert outcomes(over_both, [found([30, 30, 6, 6])], score=0.5)[1].missed == [over_both["annotations"][0]]
+    assert outcomes(over_both, [found(A)], score=0.5)[1].missed == []
+
+
+def test_detections_are_hits_false_alarms_or_not_counted() -> None:
+    """They are numbered within their image; one below the score is none of these."""
+    truth = scene((A, 1, 1), (A, 2, 1), (B, 2, 2), (D, 2, 1), crowd=1)
+    results = [
+        found(C, image=2, score=0.9),  # nothing there
+        found(A, image=1),
+        found(A, image=2, score=0.5),
+        found(A, image=2, score=0.8),  # takes the object from the one before
+        found(B, image=2, category=1),  # another class
+        found(B, image=2, category=2, score=0.4),
+        found([25, 85, 8, 8], image=2),  # on the ignore region
+    ]
+    second, first = outcomes(truth, results, score=0.5).items()
+    assert (second[0], second[1].missed) == (2, [truth["annotations"][2]])
+    assert first == (1, ([], [0], [], []))
+    assert [sorted(part) for part in second[1][1:]] == [[2], [0, 1, 3], [5]]
 
 
 @pytest.mark.parametrize("seed", range(3))
 def test_recall_at_50_is_the_share_that_was_not_missed(seed: int) -> None:
     truth, results = random_scene(seed)
-    missed = missed_objects(truth, results, score=0.0)
+    missed = {image: each.missed for image, each in outcomes(truth, results, score=0.0).items()}
     curves = detailed_evaluation(truth, results).curves
     objects = [entry for entry in truth["annotations"] if not entry["iscrowd"]]
     for category in truth["categories"]:
@@ -171,10 +189,25 @@ def test_a_table_of_classes() -> None:
     truth["categories"][1]["name"] = "a|b"
     lines = format_classes(detailed_evaluation(truth, [found(A)])).splitlines()
     rows = [[cell.strip() for cell in line.strip("|").split(" | ")] for line in lines]
-    assert rows[0] == ["class", "objects", "AP", "AP50", "APvt", "APt", "APs", "APm", "AR1500"]
-    assert rows[2] == ["class 0", "2", "50.5", "50.5", "100.0", "0.0", "-", "-", "50.0"]
-    assert rows[3] == [r"a\|b", "0", *"-------"]
-    assert rows[-1] == ["mean", *rows[2][1:]]
+    assert rows[0][:9] == ["class", "objects", "AP", "AP50", "APvt", "APt", "APs", "APm", "AR1500"]
+    assert rows[0][9:] == ["F1", "precision", "recall", "F1_threshold"]
+    assert rows[2] == [
+        "class 0",
+        "2",
+        "50.5",
+        "50.5",
+        "100.0",
+        "0.0",
+        "-",
+        "-",
+        "50.0",
+        "66.7",
+        "100.0",
+        "50.0",
+        "0.900",
+    ]
+    assert rows[3] == [r"a\|b", "0", *"-----------"]
+    assert rows[-1] == ["all", *rows[2][1:]]
     assert len({len(line) for line in lines}) == 1
 
 

@@ -20,6 +20,8 @@ from srtod.evaluation import evaluate_detections, format_table
 
 NAMES = ["AP", "AP50", "AP75", "APvt", "APt", "APs", "APm", "AR1", "AR100", "AR1500", "ARvt", "ARt", "ARs", "ARm"]
 
+BEST_F1 = ["F1", "precision", "recall", "F1_threshold"]
+
 Truth = dict[str, Any]
 Results = list[dict[str, Any]]
 
@@ -125,8 +127,8 @@ def random_scene(
 
 def assert_equals_reference(truth: Truth, results: Results) -> dict[str, float]:
     metrics = evaluate_detections(truth, results)
-    assert list(metrics) == NAMES
-    assert metrics == pytest.approx(reference(truth, results), rel=0, abs=1e-9)
+    assert list(metrics) == NAMES + BEST_F1
+    assert {name: metrics[name] for name in NAMES} == pytest.approx(reference(truth, results), rel=0, abs=1e-9)
     return metrics
 
 
@@ -171,7 +173,7 @@ def test_equals_reference_on_crowded_small_grids(objects: list[Any], detections:
 
 def test_no_detections_score_zero() -> None:
     truth, _ = random_scene(0)
-    assert set(assert_equals_reference(truth, []).values()) == {0.0}
+    assert set(assert_equals_reference(truth, []).values()) == {0.0, -1.0}  # and no threshold gives anything
 
 
 def test_no_ground_truth_gives_minus_one() -> None:
@@ -359,6 +361,8 @@ def test_table_has_every_metric_and_the_protocol() -> None:
     assert all(name in table.split() for name in NAMES)
     assert table.split().count("12.3") == len(NAMES) - 1
     assert table.split().count("-") == 1
+    table = format_table(metrics | {"F1": 0.5678, "precision": 0.5, "recall": 0.25, "F1_threshold": 0.3456})
+    assert " ".join([*BEST_F1, "56.8", "50.0", "25.0", "0.346"]) in " ".join(table.split())
     for fact in ("0.50:0.95", "verytiny 0-64", "tiny 64-256", "small 256-1024", "1024", "1500", "iscrowd"):
         assert fact in table
     assert max(map(len, table.splitlines())) <= 100

@@ -17,7 +17,7 @@ from torchvision.transforms.v2 import functional as F
 
 import srtod
 from srtod.data import read_image
-from srtod.models.checkpoint import load_detector
+from srtod.models.checkpoint import load_detector, read_checkpoint, write_checkpoint
 
 
 @pytest.fixture(scope="module")
@@ -127,6 +127,21 @@ def test_threshold_and_limit_replace_those_of_training(checkpoint: Path, predict
     assert len(more["scores"]) == 40 > len(everything["scores"])
 
 
+@pytest.mark.parametrize(
+    ("metrics", "score"),
+    [({"AP": 0.5}, 0.5), ({"F1_threshold": -1.0}, 0.5), ({"F1_threshold": 0.0}, 0.0), ({"F1_threshold": 0.75}, 0.75)],
+)
+def test_detections_are_drawn_from_the_score_of_the_best_f1(
+    checkpoint: Path, tmp_path: Path, metrics: dict[str, float], score: float
+) -> None:
+    write_checkpoint(read_checkpoint(checkpoint) | {"metrics": metrics}, tmp_path / "a.ckpt")
+    predictor = srtod.Predictor(tmp_path / "a.ckpt", "cpu")
+    found = predictor(pixels())
+    assert predictor.drawn_from == score
+    assert found.draw().tobytes() == found.above(0.0).draw().tobytes() == found.draw(score).tobytes()
+    assert found.draw().tobytes() != found.draw(0.9).tobytes()  # whose title says so
+
+
 def test_autocast_computes_in_half_precision(checkpoint: Path, predictor: srtod.Predictor) -> None:
     image = pixels() / 255
     half = srtod.Predictor(checkpoint, "cpu", autocast=torch.bfloat16)
@@ -146,7 +161,7 @@ def test_numpy_images_have_the_order_that_is_said(predictor: srtod.Predictor) ->
     grey = rgb[:, :, 0]
     assert_same(predictor(grey, colour="bgr"), predictor(Image.fromarray(grey)))
     for wrong in (rgb.astype(np.float32), rgb[:, :, :2], rgb[0, 0], rgb[:0]):
-        with pytest.raises(ValueError, match=r"images\[0\] must be uint8 \[H, W, 3\] or \[H, W\], got"):
+        with pytest.raises(ValueError, match=r"images\[0\] must be uint8 or uint16 \[H, W, 3\] or \[H, W\], got"):
             predictor(wrong, colour="bgr")
 
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageDraw
 from torch import Tensor
 
+from srtod.evaluation import Outcomes
 from srtod.models import ImageReconstruction
 from srtod.visualization import draw_boxes, draw_detections, heat_map, panel, reconstruction_figure
 from srtod.visualization.figures import COLOURS, HEAT
+from srtod.visualization.marks import FALSE_ALARM, HIT, MISSED, NOT_COUNTED, Kind, Mark, draw_marks
 
 GREEN = tuple(bytes.fromhex(COLOURS[0][1:]))
 
@@ -143,32 +145,45 @@ def test_only_confident_detections_are_drawn() -> None:
     assert drawn(0.95) == 0 < drawn(0.5) < drawn(0.05)
 
 
-@pytest.mark.parametrize("enlarge", [1, 3])
-def test_missed_objects_are_marked_further_out(enlarge: int) -> None:
-    missed = torch.tensor([[20.0, 20, 28, 26]])
-    none = torch.zeros(0, 4)
-    picture = draw_boxes(torch.ones(3, 60, 60), none, torch.zeros(0), missed=missed, enlarge=enlarge)
-    dark = np.argwhere((np.array(picture) != 255).all(-1))  # the rim, on white
-    assert dark.min(0).tolist() == [20 * enlarge - 7, 20 * enlarge - 7]
-    assert dark.max(0).tolist() == [26 * enlarge + 6, 28 * enlarge + 6]
-    inside = np.array(picture)[20 * enlarge : 26 * enlarge, 20 * enlarge : 28 * enlarge]
-    assert (inside == 255).all()
+@pytest.mark.parametrize("kind", [HIT, FALSE_ALARM, MISSED, NOT_COUNTED])
+@pytest.mark.parametrize("box", [(40, 40, 44, 43), (40, 40, 70, 45), (40, 30, 43, 70)])
+@pytest.mark.parametrize("ground", [0, 255])
+def test_a_mark_hides_nothing_of_its_object_and_is_seen_on_dark_and_bright(
+    kind: Kind, box: tuple[int, int, int, int], ground: int
+) -> None:
+    picture = Image.new("RGB", (100, 100), (ground,) * 3)
+    draw_marks(ImageDraw.Draw(picture), [Mark(box, kind)])
+    pixels = np.array(picture).astype(int)
+    assert (pixels[box[1] : box[3], box[0] : box[2]] == ground).all()
+    line = (pixels == list(bytes.fromhex(kind.colour[1:]))).all(-1)
+    rim = (pixels == 0).all(-1)
+    assert line.sum() > 10
+    beside = np.abs(np.argwhere(line)[:, None] - np.argwhere(rim)[None]).max(-1).min(-1)
+    assert beside.max() <= 1  # the rim goes along all of the line
 
 
-def test_a_panel_counts_and_marks_what_was_missed() -> None:
-    pictures = [
-        panel(torch.zeros(3, 512, 512), objects([9, 9, 20, 20]), objects(), class_names=["drone"], missed=missed)
-        for missed in (None, torch.tensor([[9.0, 9, 20, 20]]))
-    ]
-    rows, columns = np.nonzero((np.array(pictures[0]) != np.array(pictures[1])).any(-1))
-    assert columns.min() > pictures[0].width / 2  # in the last picture and its title alone
-    assert rows.min() < 26 < rows.max()
+def test_outcomes_have_their_colours_in_the_picture_and_in_its_title() -> None:
+    """A hit, a detection on an ignore region and a false alarm; one below the score; a missed object."""
+    places = [[10.0 + 60 * index, 100, 22 + 60 * index, 110] for index in range(5)]
+    image, found = torch.full((3, 512, 512), 0.5), objects(*places[:4])
+    judged = Outcomes([{"bbox": [250, 100, 12, 10]}], [0], [2], [1])
+    picture = panel(image, objects(), found, class_names=["drone"], score=0.2, outcomes=judged).convert("RGB")
+    last = picture.crop((picture.width - 520, 0, picture.width - 8, picture.height))
+    for kind, left in ((HIT, 10), (NOT_COUNTED, 70), (FALSE_ALARM, 130), (MISSED, 250)):
+        rows, columns = np.nonzero((np.array(last) == list(bytes.fromhex(kind.colour[1:]))).all(-1))
+        assert rows.min() < 26  # the legend
+        drawn = columns[rows > 26]
+        assert left - 10 < drawn.min() < drawn.max() < left + 22
+    assert coloured(last) == []
+    below = draw_detections(image, found, ["drone"], score=0.2, outcomes=Outcomes([], [], [], []))
+    assert (np.array(below.crop((8, 26, 520, 538))) == 127).all()
 
 
 def test_a_box_of_a_billion_pixels_is_cut_and_a_name_of_two_lines_is_one() -> None:
     image, huge = torch.zeros(3, 64, 64), objects([10, 10, 1e9, 1e9])
     target = {key: huge[key] for key in ("boxes", "labels")}
-    panel(image, target, huge, class_names=["small\ncar"], missed=huge["boxes"])
+    judged = Outcomes([{"bbox": [10, 10, 1e9, 1e9]}], [0], [], [])
+    panel(image, target, huge, class_names=["small\ncar"], outcomes=judged)
     draw_detections(image, huge, ["small\ncar", "bus"])
     cut = draw_boxes(image, torch.tensor([[10.0, 10, 1e9, 1e9]]), torch.tensor([1]))
     assert coloured(cut) == coloured(draw_boxes(image, torch.tensor([[10.0, 10, 99, 99]]), torch.tensor([1])))

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import lightning as L
 import numpy as np
@@ -14,13 +13,12 @@ from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from PIL import Image
 from torch import Tensor
-from torchvision.ops import box_convert
 
 from srtod._support.names import utf8
 from srtod.data import DetectionDataset, Sample
-from srtod.evaluation import coco_results, missed_objects, plot_curves
+from srtod.evaluation import Outcomes, coco_results, outcomes, plot_curves
 from srtod.models import Detector
-from srtod.visualization import SCORE, panel
+from srtod.visualization import drawn_from, panel
 
 from ..distributed import is_main_process
 from ..module import DetectionModule
@@ -73,21 +71,22 @@ class Pictures(Callback):
             evaluated = [index for index, image in enumerate(truth["images"]) if image["id"] in found]
             count = min(self.count, MOST, len(evaluated))
             self._positions = [evaluated[number * len(evaluated) // count] for number in range(count)]
+        score = drawn_from(self.evaluation.metrics)
         for position in self._positions:
             image_id = truth["images"][position]["id"]
             if image_id not in found:  # the image cannot be decoded any more
                 continue
             sample = self.test_set[position]
-            [missed] = missed_objects(
+            [judged] = outcomes(
                 truth
                 | {
                     "images": [truth["images"][position]],
                     "annotations": [entry for entry in truth["annotations"] if entry["image_id"] == image_id],
                 },
                 coco_results(found[image_id], image_id, self.evaluation.category_ids),
-                score=SCORE,
+                score=score,
             ).values()
-            picture = sample_panel(module.detector, sample, found[image_id], missed, self.class_names)
+            picture = sample_panel(module.detector, sample, found[image_id], judged, self.class_names, score=score)
             picture.thumbnail((LONGEST, LONGEST))
             yield f"panels/{utf8(Path(sample[1]['file_name']).stem)}", picture
         canvas = FigureCanvasAgg(plot_curves(self.evaluation.curves))
@@ -99,10 +98,10 @@ def sample_panel(
     detector: Detector,
     sample: Sample,
     detections: dict[str, Tensor],
-    missed: Sequence[Mapping[str, Any]],
+    outcomes: Outcomes,
     class_names: Sequence[str],
     *,
-    score: float = SCORE,
+    score: float,
 ) -> Image.Image:
     """The panel of one image, see `srtod.visualization.panel`; it costs one reconstruction of the image.
 
@@ -110,7 +109,7 @@ def sample_panel(
         detector: the detector, in evaluation mode.
         sample: the image and its objects.
         detections: what the detector found in it: `boxes` `[K, 4]`, (x1, y1, x2, y2) in pixels, `labels` and `scores`.
-        missed: the annotations that were missed, see `srtod.evaluation.missed_objects`.
+        outcomes: what became of its objects and detections at this score, see `srtod.evaluation.outcomes`.
         class_names: name of each class; label k is `class_names[k - 1]`.
         score: detections must score at least this to be drawn.
     """
@@ -118,16 +117,7 @@ def sample_panel(
     reconstruction = None
     if detector.self_reconstruction is not None:
         [reconstruction] = detector.reconstruct([image.to(next(detector.parameters()).device)])
-    boxes = torch.tensor([annotation["bbox"] for annotation in missed], dtype=torch.float32).reshape(-1, 4)
-    return panel(
-        image,
-        target,
-        detections,
-        reconstruction,
-        class_names=class_names,
-        score=score,
-        missed=box_convert(boxes, "xywh", "xyxy"),
-    )
+    return panel(image, target, detections, reconstruction, class_names=class_names, score=score, outcomes=outcomes)
 
 
 def _log_picture(logger: Logger, name: str, picture: Image.Image, step: int) -> None:
