@@ -1,14 +1,19 @@
-"""Find objects in images, and write a folder of detections and pictures."""
+"""Find objects in images or videos, and write a folder of detections and pictures."""
 
 from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import TYPE_CHECKING
 
 from srtod._support.cli import run
 from srtod._support.fields import number
 from srtod._support.options import Parser
+
+if TYPE_CHECKING:
+    from srtod.prediction import Predictor
 
 PRECISIONS = {"32-true": None, "bf16-mixed": "bfloat16", "16-mixed": "float16"}
 NEAR = {
@@ -20,6 +25,7 @@ NEAR = {
     "--exist-ok": ["--overwrite"],
     "--agnostic-nms": ["--class-agnostic-nms"],
     "--tile": ["--slice"],
+    "--vid-stride": ["--every"],
 }
 """Options of other tools, and what each is called here."""
 
@@ -41,16 +47,15 @@ def main(arguments: Sequence[str] | None = None, prog: str = "python -m srtod.pr
 def _predict(options: argparse.Namespace) -> None:
     import torch
 
-    from srtod.data.coco import name_some
-    from srtod.prediction import Predictor, Slicing, find_images, predict_folder
+    from srtod.prediction import Predictor, Slicing, is_video
 
     if options.threads is not None:
         if options.threads < 1:
             raise ValueError(f"--threads must be at least 1, got {options.threads}")
         torch.set_num_threads(options.threads)
-    images = find_images(options.images, options.coco, without=options.out, allow_outside=options.allow_outside)
     precision = PRECISIONS[options.precision]
-    predictor = Predictor(
+    load = partial(
+        Predictor,
         options.checkpoint,
         options.device,
         batch_size=options.batch_size,
@@ -60,23 +65,74 @@ def _predict(options: argparse.Namespace) -> None:
         slicing=None if options.slice is None else Slicing(options.slice, options.overlap),
         class_agnostic_nms=options.class_agnostic_nms,
     )
+    (_predict_video if any(map(is_video, options.sources)) else _predict_images)(options, load)
+
+
+def _predict_images(options: argparse.Namespace, load: Callable[[], Predictor]) -> None:
+    from PIL.Image import DecompressionBombError
+
+    from srtod.data.coco import name_some
+    from srtod.data.image import ImageError
+    from srtod.prediction import find_images, predict_folder
+
+    if options.every is not None:
+        raise ValueError("--every is for videos, cameras and streams; leave it out")
+    images = find_images(options.sources, options.coco, without=options.out, allow_outside=options.allow_outside)
+    predictor = load()
     if images.left_out:
         why = "are not images" if options.coco is None else f"are not in {options.coco}"
         print(f"left out {len(images.left_out)} files that {why}: {name_some(images.left_out)}", file=sys.stderr)
-    predicted = predict_folder(
-        predictor,
-        images,
-        options.out,
-        pictures=options.pictures,
-        figures=options.figures,
-        score=options.score,
-        skip_bad_images=options.skip_bad_images,
-        overwrite=options.overwrite,
-    )
+    try:
+        predicted = predict_folder(
+            predictor,
+            images,
+            options.out,
+            pictures=options.pictures,
+            figures=options.figures,
+            score=options.score,
+            skip_bad_images=options.skip_bad_images,
+            overwrite=options.overwrite,
+        )
+    except ImageError as error:
+        if _is_caused_by(error, DecompressionBombError):
+            raise ValueError(f"{error.__cause__}, and look at these with --slice 640") from error
+        raise
     if predicted.skipped:
         names = ", ".join(predicted.skipped)
         print(f"skipped {len(predicted.skipped)} images that cannot be decoded: {names}", file=sys.stderr)
     print(f"{options.out}: {predicted.detections} detections in {predicted.images} images")
+
+
+def _predict_video(options: argparse.Namespace, load: Callable[[], Predictor]) -> None:
+    from srtod.prediction import Video, predict_video
+
+    if len(options.sources) > 1:
+        raise ValueError("a video, camera or stream must be the only source; run the command once for each")
+    for option, value in {"--coco": options.coco, "--figures": options.figures}.items():
+        if value:
+            raise ValueError(f"{option} is for images; leave it out")
+    every = 1 if options.every is None else options.every
+    if every < 1:
+        raise ValueError(f"--every must be at least 1, got {every}")
+    try:
+        video = Video(options.sources[0], every=every)
+    except ImportError as error:
+        raise ValueError(str(error)) from error
+    with video:
+        predicted = predict_video(
+            load(), video, options.out, pictures=options.pictures, score=options.score, overwrite=options.overwrite
+        )
+    if video.damaged:
+        print(f"left out {video.damaged} damaged packets of {video.name}", file=sys.stderr)
+    if video.lost:
+        print(f"{video.lost}; what was found until then is kept", file=sys.stderr)
+    print(f"{options.out}: {predicted.detections} detections in {predicted.images} frames")
+
+
+def _is_caused_by(error: BaseException | None, kind: type[BaseException]) -> bool:
+    while error is not None and not isinstance(error, kind):
+        error = error.__cause__
+    return error is not None
 
 
 def _cure(options: argparse.Namespace, on_gpu: bool) -> str:
@@ -100,12 +156,19 @@ def _cure(options: argparse.Namespace, on_gpu: bool) -> str:
 def _parser(prog: str) -> Parser:
     parser = Parser(
         prog=prog,
-        description="Find objects in images. Writes a folder with detections.json (COCO results), images.json (what "
-        "its ids stand for) and pictures; it is there when all of it is done. Defaults are in brackets.",
+        description="Find objects in images or a video. Writes a folder with detections.json (COCO results), "
+        "images.json (what its ids stand for) and pictures, or of a video detections.csv and video.mp4; it is there "
+        "when all of it is done. Ctrl-C keeps the frames of a video until then. Defaults are in brackets.",
         near=NEAR,
     )
     parser.add_argument("checkpoint", metavar="CHECKPOINT", help="a .ckpt file of `srtod train`")
-    parser.add_argument("images", metavar="IMAGES", help="an image, or a folder, searched with its subfolders")
+    parser.add_argument(
+        "sources",
+        metavar="SOURCE",
+        nargs="+",
+        help="an image, a folder, searched with its subfolders, a quoted pattern such as 'photos/*.jpg', a list.txt of "
+        "paths; or one video file, camera such as 0, or stream such as rtsp://...",
+    )
     parser.add_argument("out", metavar="OUT", help="the folder to write: a new or an empty one")
     parser.add_argument("--overwrite", action="store_true", help="replace OUT if it holds predictions")
     parser.add_argument(
@@ -118,7 +181,7 @@ def _parser(prog: str) -> Parser:
     parser.add_argument(
         "--allow-outside",
         action="store_true",
-        help="take images that GT.json names outside of IMAGES, such as ../a.png or /data/a.png, if you trust it",
+        help="take images that GT.json names outside of the folder, such as ../a.png or /data/a.png, if you trust it",
     )
     parser.add_argument(
         "--figures",
@@ -155,6 +218,7 @@ def _parser(prog: str) -> Parser:
         action="store_true",
         help="report an object once, as its best class: of boxes that overlap by over half of the smaller, one stays",
     )
+    parser.add_argument("--every", metavar="N", type=int, help="look at each N-th frame of a video [1]")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N [auto]")
     parser.add_argument(
         "--batch-size", metavar="N", type=int, default=1, help="the most images at once, if they have one size [1]"

@@ -269,9 +269,43 @@ def test_a_pipe_in_place_of_an_image_is_refused_and_not_waited_for(
     assert "a.png is a pipe, a socket or a device; pass a regular file" in capsys.readouterr().err
 
 
+def test_patterns_lists_and_several_sources(images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+    def found(*sources: str | Path, without: str | None = None) -> list[str]:
+        listed = find_images(sources, without=without)
+        assert [entry["id"] for entry in listed.entries] == list(range(1, len(listed.entries) + 1))
+        assert all((listed.folder / entry["file_name"]).is_file() for entry in listed.entries)
+        return [entry["file_name"] for entry in listed.entries]
+
+    assert found("images/*") == ["b.TIF", "b.png", "c.tiff"]
+    assert find_images("images/*").left_out == ["images/notes.txt"]
+    assert found("images/**/*.png", without="images/sub") == ["b.png"]
+    (images / "list.txt").write_text("\ufeffsub/a.png\n\n  b.png\r\n" + str(images / "c.tiff"), encoding="utf-8")
+    assert found(images / "list.txt") == ["sub/a.png", "b.png", "c.tiff"]
+    assert found("images/sub", "images/c.tiff", "images/sub/a.png") == ["sub/a.png", "c.tiff"]
+    (images / "b[1].png").symlink_to(images / "b.png")
+    assert found("images/b[1].png") == ["b[1].png"]  # a file's name comes before a pattern
+
+
+def test_a_picture_above_the_decoders_limit_is_to_be_cut(
+    checkpoint: Path, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    assert call(checkpoint, images / "b.png", tmp_path / "out", "--device", "cpu") == 2
+    error = capsys.readouterr().err
+    assert "exceeds limit of 2000 pixels" in error
+    assert error.endswith("cut it into smaller images, and look at these with --slice 640\n")
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        ("a.ckpt images/*.jpg out", "no image has a name like images/*.jpg; is the pattern relative to this folder?"),
+        ("a.ckpt wrong.txt out", "wrong.txt: line 2: 'b.png' is no file; a list has the path of an image on each line"),
+        ("a.ckpt blank.txt out", "blank.txt is empty; write the path of an image on each line"),
+        ("a.ckpt absent.txt out", "the list absent.txt does not exist"),
+        ("a.ckpt images images/sub out --coco gt.json", "gt.json has file names relative to one folder; pass that"),
         ("absent.ckpt images out", "the checkpoint absent.ckpt does not exist"),
         ("images images out", "the checkpoint images is a folder; pass a .ckpt file of a training run"),
         ("run images out", "the checkpoint run is a folder; pass run/checkpoints/best.ckpt"),
@@ -332,6 +366,8 @@ def test_bad_input_ends_with_one_sentence_and_changes_nothing(
     Path("extra", "pictures", "holiday.png").touch()
     Path("trip", "pictures").mkdir(parents=True)
     Path("trip", "pictures", "a.png").touch()
+    Path("wrong.txt").write_text("images/b.png\nb.png\n")
+    Path("blank.txt").write_text(" \n")
     ground_truth(Path("more.json"), "b.png", "z.png")
     ground_truth(Path("twice.json"), "b.png", "b.png")
     ground_truth(Path("size.json"), "b.png", size=(9, 9))

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-__all__ = ["interruptible"]
+__all__ = ["deferred", "interruptible"]
 
 ENDINGS = (signal.SIGTERM, signal.SIGHUP)
 """Signals that ask a process to end, beside that of Ctrl-C."""
@@ -36,3 +37,41 @@ def interruptible(received: list[int] | None = None) -> Iterator[None]:
     finally:
         for kind, handler in before.items():
             signal.signal(kind, handler)
+
+
+@contextmanager
+def deferred(stop: Callable[[], None]) -> Iterator[None]:
+    """Inside, the first signal that asks the process to end calls `stop`; it takes effect when the block is left.
+
+    The second one takes effect at once. Outside of the main thread, which gets the signals, nothing is changed.
+    """
+    received: list[tuple[int, FrameType | None]] = []
+
+    def note(number: int, frame: FrameType | None) -> None:
+        restore()
+        received.append((number, frame))
+        stop()
+
+    def restore() -> None:
+        for kind, handler in before.items():
+            signal.signal(kind, handler)
+
+    before = {}
+    if threading.current_thread() is threading.main_thread():
+        handlers = {kind: signal.getsignal(kind) for kind in (signal.SIGINT, *ENDINGS)}
+        before = {kind: handler for kind, handler in handlers.items() if handler not in (signal.SIG_IGN, None)}
+    try:
+        for kind in before:
+            signal.signal(kind, note)
+        yield
+    except KeyboardInterrupt:  # of the second signal
+        received.clear()
+        raise
+    finally:
+        restore()
+        for number, frame in received:
+            handler = before[signal.Signals(number)]
+            if callable(handler):
+                handler(number, frame)
+            else:
+                signal.raise_signal(number)

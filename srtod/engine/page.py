@@ -104,7 +104,7 @@ def _split(line: str) -> list[str]:
 def _commands(folder: Path) -> str:
     """What trains the run again, and what uses it."""
     settings, again, best = (shlex.quote(f"{folder}{end}") for end in ("/config.yaml", "-again", f"/{BEST}"))
-    return f"srtod train --config {settings} --output {again}\nsrtod predict {best} IMAGES"
+    return f"srtod train --config {settings} --output {again}\nsrtod predict {best} IMAGES found"
 
 
 def _curves(log: Path) -> list[tuple[str, str]]:

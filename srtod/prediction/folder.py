@@ -2,29 +2,37 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 from torch import Tensor
 from tqdm import tqdm
 
 from srtod._support.folders import is_leftover, replacing_folder
+from srtod._support.signals import deferred
 from srtod._version import __version__
 from srtod.data.coco import name_some
 from srtod.data.image import ImageError, read_image
 from srtod.evaluation import Outcomes, coco_results, outcomes
 from srtod.visualization import draw_detections, reconstruction_figure
 
+from .detections import CSV_COLUMNS
 from .images import ImageList
 from .predictor import Predictor, batches
+from .video import Frame, Video, VideoError, VideoWriter
 
-__all__ = ["Predicted", "predict_folder", "predicted_names"]
+__all__ = ["Predicted", "predict_folder", "predict_video", "predicted_names"]
 
 DETECTIONS, IMAGES, PICTURES, FIGURES = "detections.json", "images.json", "pictures", "figures"
+TABLE, VIDEO = "detections.csv", "video.mp4"  # of a video
+CONTENT = (DETECTIONS, IMAGES, PICTURES, FIGURES, TABLE, VIDEO)
 """All that a folder of predictions holds."""
 
 BROKEN = (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError)
@@ -99,7 +107,7 @@ def predict_folder(
     skipped: list[str] = []
     found = 0
     with (
-        replacing_folder(out, (DETECTIONS, IMAGES, PICTURES, FIGURES)) as folder,
+        replacing_folder(out, CONTENT) as folder,
         (folder / DETECTIONS).open("w", encoding="utf-8") as file,
         tqdm(total=len(images.entries), unit="image") as progress,
     ):
@@ -129,6 +137,100 @@ def predict_folder(
         (folder / IMAGES).write_text(_images_json(predictor, shown, skipped), encoding="utf-8")
         _check_replaceable(out, overwrite)  # much may have happened there in the meantime
     return Predicted(len(shown), found, skipped)
+
+
+def predict_video(
+    predictor: Predictor,
+    video: Video,
+    out: str | Path,
+    *,
+    pictures: bool = True,
+    score: float | None = None,
+    overwrite: bool = False,
+) -> Predicted:
+    """Finds objects in the frames of a video and writes a folder of what was found, with a progress bar.
+
+        detections.json   COCO results
+        images.json       the frames that their ids stand for, with `frame_id`, from 0, and `time` in seconds
+        detections.csv    a line an object: frame, time, class, score, and the box's corners
+        video.mp4         the frames with their detections, see `srtod.visualization.draw_detections`
+
+    It is there when it is complete, as that of `predict_folder`, with one exception. After the first Ctrl-C, SIGTERM or
+    SIGHUP the frames that were read are finished, and the folder holds all until then; after the second there is what
+    was there before. One batch of frames is held at a time.
+
+    Args:
+        predictor: the detector.
+        video: what to look at; `video.lost` and `video.damaged` say afterwards whether there was more.
+        out: the folder.
+        pictures: whether to write video.mp4.
+        score: detections must score at least this to be drawn; None: the predictor's `drawn_from`. The other files have
+            them all.
+        overwrite: whether predictions that are already there are replaced.
+
+    Raises:
+        FileExistsError: if `out` is a file, or holds predictions without `overwrite`, or anything else.
+        KeyboardInterrupt: after a signal; says whether there is a folder.
+        OSError: if `out` cannot be written.
+        ValueError: if no frame can be decoded.
+    """
+    out = Path(out)
+    _check_replaceable(out, overwrite)
+    score = predictor.drawn_from if score is None else score
+    done: Predicted | None = None
+    try:
+        with deferred(video.stop):
+            with replacing_folder(out, CONTENT) as folder:
+                written = _write_video(predictor, video, folder, score if pictures else None)
+                _check_replaceable(out, overwrite)
+            done = written
+    except KeyboardInterrupt as error:
+        if done is None:
+            raise KeyboardInterrupt(str(error) or f"interrupted; {out} is as it was") from None
+        raise KeyboardInterrupt(f"interrupted; {out} holds the {done.images} frames until then") from None
+    return done
+
+
+def _write_video(predictor: Predictor, video: Video, folder: Path, score: float | None) -> Predicted:
+    """Fills a folder; without the annotated video if `score` is None."""
+    frames: deque[Frame] = deque()  # those whose detections are to come
+
+    def pixels() -> Iterator[np.ndarray[Any, Any]]:
+        for frame in video:
+            frames.append(frame)
+            yield frame.pixels
+
+    images = found = 0
+    with ExitStack() as stack:
+        results, listed, lines = (
+            stack.enter_context((folder / name).open("w", encoding="utf-8")) for name in (DETECTIONS, IMAGES, TABLE)
+        )
+        film = None if score is None else stack.enter_context(VideoWriter(folder / VIDEO, video.rate / video.every))
+        progress = stack.enter_context(tqdm(total=video.frames, unit="frame"))
+        table = csv.writer(lines, lineterminator="\n")
+        table.writerow(("frame", "time", *CSV_COLUMNS[1:]))
+        results.write("[")
+        about = {"video": video.name, "frame_rate": float(video.rate), "every": video.every}
+        listed.write(json.dumps(_about(predictor, **about))[:-1] + ', "annotations": [], "images": [')
+        for detections in predictor.stream(pixels(), colour="rgb"):
+            frame = frames.popleft()
+            images += 1
+            (height, width), seconds = detections.size, round(frame.time, 6)
+            entry = {"id": images, "file_name": f"{video.name}#{frame.number}", "frame_id": frame.number}
+            entry |= {"time": seconds, "width": width, "height": height}
+            listed.write(f"{',' if images > 1 else ''}\n{json.dumps(entry)}")
+            for result in detections.to_coco(images):
+                results.write(f"{',' if found else ''}\n{json.dumps(result)}")
+                found += 1
+            table.writerows([frame.number, seconds, *row[1:]] for row in detections.csv_rows())
+            if film is not None:
+                film.write(detections.draw(score), frame.time)
+            progress.update()
+        if not images:
+            raise VideoError(f"{video.name} holds no frame that can be decoded; {video.lost or 'replace it'}")
+        results.write("\n]\n")
+        listed.write("\n]}\n")
+    return Predicted(images, found, [])
 
 
 def _check_replaceable(out: Path, overwrite: bool) -> None:
@@ -162,6 +264,8 @@ def _predictions(folder: Path) -> set[str]:
     """The files that a folder of predictions can have, by its `images.json`; none if this module did not write that."""
     try:
         listed = _listed(folder)
+        if "video" in listed["info"]:
+            return {DETECTIONS, IMAGES, TABLE, VIDEO}
         pngs = _picture_names([entry["file_name"] for entry in listed["images"]] + listed["info"]["skipped"]).values()
     except BROKEN:
         return set()
@@ -252,9 +356,13 @@ def _save(picture: Any, path: Path) -> None:
 
 
 def _images_json(predictor: Predictor, shown: list[dict[str, Any]], skipped: list[str]) -> str:
+    return json.dumps({**_about(predictor, skipped=skipped), "images": shown, "annotations": []}, indent=1) + "\n"
+
+
+def _about(predictor: Predictor, **info: Any) -> dict[str, Any]:
+    """What `images.json` says beside the images."""
     categories = [
         {"id": category, "name": name}
         for category, name in zip(predictor.category_ids, predictor.class_names, strict=True)
     ]
-    info = {"description": f"{DESCRIPTION} {__version__} found objects in", "skipped": skipped}
-    return json.dumps({"info": info, "images": shown, "annotations": [], "categories": categories}, indent=1) + "\n"
+    return {"info": {"description": f"{DESCRIPTION} {__version__} found objects in", **info}, "categories": categories}

@@ -13,6 +13,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -124,6 +125,18 @@ def start(tmp_path: Path, checkpoint: Path) -> Path:
     return folder
 
 
+def write_clip(path: Path) -> None:
+    """A video of two black frames."""
+    import av
+
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("mpeg4", rate=25)
+        stream.width, stream.height, stream.pix_fmt = 64, 64, "yuv420p"
+        for _ in range(2):
+            container.mux(stream.encode(av.VideoFrame.from_image(Image.new("RGB", (64, 64)))))
+        container.mux(stream.encode())
+
+
 def tree(folder: Path) -> dict[str, bytes]:
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
@@ -155,6 +168,9 @@ def test_what_the_command_lines_write_is_there_as_a_whole_or_as_it_was(
         "convert": ("convert", ["yolo", "HERE/yolo", "HERE/coco.json", "--split", "train", "--overwrite"], start),
         "inspect": ("inspect", ["HERE/yolo", "--plot", "HERE/sizes.png"], start),
     }
+    if find_spec("av") is not None:  # elsewhere there are no videos
+        write_clip(start / "clip.avi")
+        tasks["video"] = ("predict", ["HERE/a.ckpt", "HERE/clip.avi", "HERE/film", *predict[2:]], start)
     done = attempts(tasks, error=error, at_most=at_most)
     again = done["new"][0].folder  # which holds predictions
     done |= attempts(
