@@ -164,6 +164,7 @@ ARGUMENTS = {
     "evaluate": ["a.json", "b.json"],
     "inspect": ["."],
     "predict": ["a.ckpt", ".", "out"],
+    "report": ["."],
     "study": ["a.yaml"],
 }
 
