@@ -5,11 +5,13 @@ from __future__ import annotations
 import argparse
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 from srtod._support.cli import run
+from srtod._support.commands import callable_as
 from srtod._support.files import replacing
 from srtod._support.options import Parser
 
@@ -48,6 +50,15 @@ def main(arguments: Sequence[str] | None = None, prog: str = "python -m srtod.ev
     print(format_table(evaluation.metrics))
     if options.per_class:
         print(f"\n{format_classes(evaluation)}")
+
+
+def score(
+    ground_truth: str | Path | Mapping[str, Any], detections: str | Path | Sequence[Mapping[str, Any]]
+) -> dict[str, float]:
+    """The metrics by name, `srtod.evaluate("gt.json", "detections.json")["AP"]`; see `evaluate_detections`."""
+    from srtod.evaluation import evaluate_detections
+
+    return evaluate_detections(ground_truth, detections)
 
 
 def _check_outputs(options: argparse.Namespace) -> None:
@@ -93,6 +104,8 @@ def _figure(path: str) -> str:
 def _suffix(path: str) -> str:
     return Path(path).suffix.lower().removeprefix(".")
 
+
+callable_as(__name__, score)
 
 if __name__ == "__main__":
     run(main)

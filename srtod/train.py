@@ -8,10 +8,14 @@ import shlex
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from srtod._support.cli import run
+from srtod._support.commands import callable_as
 from srtod._support.options import parse_options
+
+if TYPE_CHECKING:
+    from srtod.engine import TrainedRun
 
 Config = TypeVar("Config")
 
@@ -36,6 +40,26 @@ def main(arguments: Sequence[str] | None = None, prog: str = "python -m srtod.tr
         print(format_table(trained.metrics))
         print(f"{trained.folder}: checkpoints, logs and report")
         print(f"next: srtod predict {shlex.quote(str(trained.best))} YOUR_IMAGES OUT")
+
+
+def run_training(data: str | Path | None = None, *, config: str | Path | None = None, **options: Any) -> TrainedRun:
+    """Trains a detector: `srtod.train("DATA", config="small", epochs=6)`, as `srtod train` does.
+
+    Args:
+        data: the data set's folder, see docs/presets.md; None: the generated swarm set.
+        config: a preset, or a YAML file, such as the config.yaml of a run.
+        options: those of the command line, with `_` for `-`; they come over the configuration.
+
+    Returns:
+        The run: its `folder`, its `metrics`, and its `best` checkpoint for `srtod.Predictor`.
+
+    Raises:
+        ValueError: if an option is unknown, or has a value of another type; and what `srtod.engine.train` raises.
+    """
+    from srtod.engine import train
+    from srtod.engine.presets import make_config
+
+    return train(make_config(config, **options if data is None else options | {"data": data}))
 
 
 def parse_run(config: type[Config], arguments: Sequence[str] | None = None, **about: str) -> Config:
@@ -86,6 +110,8 @@ def _configuration(given: Mapping[str, Any]) -> dict[str, Any]:
         return saved.as_dict()
     return {} if config is None else read_config(config)
 
+
+callable_as(__name__, run_training)
 
 if __name__ == "__main__":
     run(main)

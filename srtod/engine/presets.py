@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from srtod._support.suggestions import did_you_mean
 
 from .config import TrainConfig
 
-__all__ = ["describe_presets", "preset_names", "read_config", "read_options"]
+__all__ = ["describe_presets", "make_config", "preset_names", "read_config", "read_options"]
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 PARTS = "base/"  # what presets are put together from: not runs of their own
@@ -34,6 +35,24 @@ def read_config(name_or_path: str | Path) -> dict[str, Any]:
             same one twice, gives a value of another type, or extends itself.
     """
     return _resolve(_find(str(name_or_path), Path()), ())
+
+
+def make_config(config: str | Path | None = None, **options: Any) -> TrainConfig:
+    """A run by a configuration, if any, and options over it, which may be written as in a file.
+
+    Args:
+        config: as of `read_config`.
+        options: fields of `TrainConfig` and of what it holds, by name; a path may stand for its text.
+
+    Raises:
+        FileNotFoundError, ValueError: as `read_config`.
+    """
+    kinds = _kinds()
+    given = {
+        name: _read(name, str(value) if isinstance(value, Path) else value, "options", kinds)
+        for name, value in options.items()
+    }
+    return TrainConfig.from_dict(({} if config is None else read_config(config)) | given)
 
 
 def preset_names() -> list[str]:
@@ -96,19 +115,25 @@ def _resolve(path: Path, above: tuple[Path, ...]) -> dict[str, Any]:
 
 def _checked(section: Section, path: Path) -> dict[str, Any]:
     """What the entries say, checked; `extends` as a tuple of names."""
-    kinds = {name: kind for group in groups(TrainConfig) for name, (_, kind) in group.fields.items()}
-    kinds[EXTENDS] = Kind(str, many=True)
     options: dict[str, Any] = {}
     for name, value, line in section:
         where = f"{path}, line {line}"
-        if name not in kinds:
-            hint = did_you_mean(str(name).replace("-", "_"), kinds, near_names(TrainConfig))
-            hint = hint or "`python -m srtod.train --help` lists all"
-            raise ValueError(f"{where}: unknown option {name!r}; {hint}")
         if name in options:
             raise ValueError(f"{where}: {name} is given twice; keep one")
-        try:
-            options[name] = read_value(kinds[name], value)
-        except ValueError as error:
-            raise ValueError(f"{where}: {name} {error}") from None
+        options[name] = _read(name, value, where, _kinds() | {EXTENDS: Kind(str, many=True)})
     return options
+
+
+def _kinds() -> dict[str, Kind]:
+    return {name: kind for group in groups(TrainConfig) for name, (_, kind) in group.fields.items()}
+
+
+def _read(name: Any, value: Any, where: str, kinds: Mapping[str, Kind]) -> Any:
+    """The value of an option, as `read_value`."""
+    if name not in kinds:
+        hint = did_you_mean(str(name).replace("-", "_"), kinds, near_names(TrainConfig))
+        raise ValueError(f"{where}: unknown option {name!r}; {hint or '`python -m srtod.train --help` lists all'}")
+    try:
+        return read_value(kinds[name], value)
+    except ValueError as error:
+        raise ValueError(f"{where}: {name} {error}") from None
