@@ -15,6 +15,8 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
+from srtod.evaluation import format_metric
+
 from .callbacks.checkpoints import BEST
 from .logs import TABLE
 
@@ -81,7 +83,7 @@ def run_page(folder: Path, report: Path) -> str:
 
 def _metrics(metrics: Mapping[str, float]) -> list[list[str]]:
     """A table of one row: the metrics that a report's table has."""
-    shown = {name: "-" if value < 0 else f"{100 * value:.1f}" for name, value in metrics.items()}
+    shown = {name: format_metric(name, value) for name, value in metrics.items()}
     return [list(shown), list(shown.values())]
 
 

@@ -4,7 +4,7 @@ from .metric import ClassResult, Curve, DetailedEvaluation, detailed_evaluation,
 from .outcomes import Outcomes, outcomes
 from .plots import plot_curves
 from .results import coco_results, detections_by_image
-from .tables import format_classes, format_table
+from .tables import format_classes, format_metric, format_table
 from .threshold import BestF1, best_f1
 
 __all__ = [
@@ -19,6 +19,7 @@ __all__ = [
     "detections_by_image",
     "evaluate_detections",
     "format_classes",
+    "format_metric",
     "format_table",
     "outcomes",
     "plot_curves",

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 from .metric import AREAS, IGNORE_REGIONS, MAX_DETECTIONS, DetailedEvaluation
 
-__all__ = ["format_classes", "format_table"]
+__all__ = ["format_classes", "format_metric", "format_table"]
 
 WIDTH = 100  # of the protocol, in columns
 BEST_F1 = ("F1", "precision", "recall", "F1_threshold")
@@ -24,7 +24,7 @@ def format_table(metrics: Mapping[str, float]) -> str:
     for names in (*rows, [name for name in BEST_F1 if name in metrics]):
         if names:
             widths = [max(6, len(name)) for name in names]
-            cells = [_cell(name, metrics[name]) for name in names]
+            cells = [format_metric(name, metrics[name]) for name in names]
             lines += ["  ".join(map(str.rjust, words, widths)) for words in (names, cells)]
             lines.append("")
     return "\n".join([*lines, _protocol()])
@@ -38,10 +38,10 @@ def format_classes(evaluation: DetailedEvaluation) -> str:
     """
     rows = [["class", "objects", *CLASS_METRICS]]
     for result in evaluation.classes:
-        cells = [_cell(name, result.metrics[name]) for name in CLASS_METRICS]
+        cells = [format_metric(name, result.metrics[name]) for name in CLASS_METRICS]
         rows.append([_escaped(result.name), str(result.objects["all"]), *cells])
     total = str(evaluation.curves["all"].objects)
-    rows.append(["all", total, *(_cell(name, evaluation.metrics[name]) for name in CLASS_METRICS)])
+    rows.append(["all", total, *(format_metric(name, evaluation.metrics[name]) for name in CLASS_METRICS)])
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     header, *body = (
         "| " + " | ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) + " |" for row in rows
@@ -50,7 +50,8 @@ def format_classes(evaluation: DetailedEvaluation) -> str:
     return "\n".join([header, rule, *body])
 
 
-def _cell(name: str, value: float) -> str:
+def format_metric(name: str, value: float) -> str:
+    """A metric x 100, a score as it is; a dash where there is no ground truth."""
     if value < 0:
         return "-"
     return f"{value:.3f}" if name == "F1_threshold" else f"{100 * value:.1f}"

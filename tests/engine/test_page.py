@@ -50,7 +50,7 @@ def folder(tmp_path: Path) -> Path:
 
 def summary() -> dict[str, object]:
     return {
-        "metrics": {"AP": 0.256, "APm": -1.0},
+        "metrics": {"AP": 0.256, "APm": -1.0, "F1_threshold": 0.5},
         "test_set": {"images": 5, "objects": 4, "ignore_regions": 0},
         "epoch": 3,
         "seed": 7,
@@ -84,7 +84,23 @@ class Page(HTMLParser):
 
 def test_what_it_shows(folder: Path) -> None:
     page = Page(run_page(folder, folder / "report"))
-    assert page.cells == ["AP", "APm", "25.6", "-", "class", "objects", "AP", "a<b", "3", "50.0", "c|d", "1", "-"]
+    assert page.cells == [
+        "AP",
+        "APm",
+        "F1_threshold",
+        "25.6",
+        "-",
+        "0.500",
+        "class",
+        "objects",
+        "AP",
+        "a<b",
+        "3",
+        "50.0",
+        "c|d",
+        "1",
+        "-",
+    ]
     text = "\n".join(page.words)
     for words in (
         "run & more",
