@@ -1,7 +1,4 @@
-"""Print the environment, for bug reports.
-
-A missing or broken part is reported, not raised.
-"""
+"""Print the environment, for bug reports, or what a checkpoint holds."""
 
 from __future__ import annotations
 
@@ -9,7 +6,7 @@ import importlib.metadata
 import os
 import platform
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from srtod._support.cli import run
@@ -17,6 +14,8 @@ from srtod._support.machine import processor
 from srtod._support.options import Parser
 from srtod._version import __version__
 
+DESCRIPTION = """Print the environment, for bug reports: a missing or broken part is reported, not raised. With a
+checkpoint, print its detector, classes, data and metrics instead."""
 INSTRUCTION_SETS = ("avx2", "fma", "avx512f", "avx512_bf16", "avx512_fp16", "amx_bf16")
 DEPENDENCIES = (
     "torchvision",
@@ -93,8 +92,23 @@ def _version(distribution: str) -> str:
 
 
 def main(arguments: Sequence[str] | None = None, prog: str = "python -m srtod.info") -> None:
-    Parser(prog=prog, description=__doc__).parse_args(arguments)
-    lines = environment()
+    parser = Parser(prog=prog, description=DESCRIPTION)
+    parser.add_argument("checkpoint", metavar="CHECKPOINT", nargs="?", help="a .ckpt file of `srtod train`")
+    checkpoint = parser.parse_args(arguments).checkpoint
+    if checkpoint is None:
+        _print(environment())
+        return
+    from srtod.engine.card import checkpoint_facts
+    from srtod.evaluation import format_table
+    from srtod.models.checkpoint import METRICS, read_checkpoint
+
+    content = read_checkpoint(checkpoint)
+    _print(checkpoint_facts(content))
+    if metrics := content.get(METRICS):
+        print(f"\n{format_table(metrics)}")
+
+
+def _print(lines: Mapping[str, str]) -> None:
     width = max(map(len, lines))
     for name, text in lines.items():
         print(f"{name:{width}}  {text}")

@@ -11,10 +11,12 @@ from typing import NamedTuple, TypeAlias
 import lightning as L
 import torch
 
+from srtod._support.files import replacing
 from srtod.models.checkpoint import read_checkpoint, restore_detector
 
 from .callbacks.checkpoints import BEST, LAST, read_best_detections
 from .callbacks.evaluation import as_coco
+from .card import CARD, model_card
 from .config import TrainConfig
 from .data import DetectionData
 from .distributed import is_main_process
@@ -35,10 +37,10 @@ class TrainedRun(NamedTuple):
     """What a run leaves.
 
     Attributes:
-        folder: `config.yaml`, `checkpoints/` (`best.ckpt` with its detections, `last.ckpt`), `logs/` (CSV and
-            TensorBoard) and `report/`, see `srtod.engine.report.write_report`. `lock` is locked while a process trains
-            the run. Under SLURM it also holds `slurm_job_id` and `slurm/`, which Lightning saves at the end of a job
-            and no run is resumed from.
+        folder: `config.yaml`, `checkpoints/` (`best.ckpt` with its detections and its model card, `last.ckpt`), `logs/`
+            (CSV and TensorBoard) and `report/`, see `srtod.engine.report.write_report`. `lock` is locked while a
+            process trains the run. Under SLURM it also holds `slurm_job_id` and `slurm/`, which Lightning saves at the
+            end of a job and no run is resumed from.
         metrics: the metrics of the best checkpoint, see `srtod.evaluation.evaluate_detections`.
     """
 
@@ -119,4 +121,6 @@ def _report(run: Run, data: DetectionData, commit: str | None, trainer: L.Traine
         epoch=checkpoint["epoch"] + 1,
         commit=commit,
     )
+    with replacing(run.folder / CARD) as card:
+        card.write(model_card(checkpoint, best))
     return TrainedRun(run.folder, evaluation.metrics)

@@ -71,6 +71,7 @@ def column(run: TrainedRun, name: str) -> list[float]:
 def test_the_folder_holds_everything(run: TrainedRun) -> None:
     names = {str(path.relative_to(run.folder)) for path in run.folder.rglob("*") if path.is_file()}
     assert {"config.yaml", "report/metrics.json", "checkpoints/best.ckpt", "checkpoints/last.ckpt"} < names
+    assert {"checkpoints/MODEL_CARD.md", "report/report.html"} < names
     assert "logs/metrics.csv" in names
     assert not any(name.endswith(".part") for name in names)
     [picture] = (run.folder / "report" / "panels").iterdir()
