@@ -26,7 +26,7 @@ from srtod.visualization import draw_detections, reconstruction_figure
 from .detections import CSV_COLUMNS
 from .images import ImageList
 from .predictor import Predictor, batches
-from .video import Frame, Video, VideoError, VideoWriter
+from .video import Frame, Video, VideoError, VideoWriter, is_stream
 
 __all__ = ["Predicted", "predict_folder", "predict_video", "predicted_names"]
 
@@ -210,13 +210,14 @@ def _write_video(predictor: Predictor, video: Video, folder: Path, score: float 
         table = csv.writer(lines, lineterminator="\n")
         table.writerow(("frame", "time", *CSV_COLUMNS[1:]))
         results.write("[")
-        about = {"video": video.name, "frame_rate": float(video.rate), "every": video.every}
+        name = video.name if is_stream(video.name) else Path(video.name).name
+        about = {"video": name, "frame_rate": float(video.rate), "every": video.every}
         listed.write(json.dumps(_about(predictor, **about))[:-1] + ', "annotations": [], "images": [')
         for detections in predictor.stream(pixels(), colour="rgb"):
             frame = frames.popleft()
             images += 1
             (height, width), seconds = detections.size, round(frame.time, 6)
-            entry = {"id": images, "file_name": f"{video.name}#{frame.number}", "frame_id": frame.number}
+            entry = {"id": images, "file_name": f"{name}#{frame.number}", "frame_id": frame.number}
             entry |= {"time": seconds, "width": width, "height": height}
             listed.write(f"{',' if images > 1 else ''}\n{json.dumps(entry)}")
             for result in detections.to_coco(images):

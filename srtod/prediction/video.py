@@ -19,7 +19,7 @@ from PIL import Image
 
 from srtod._support.reading import require_regular_file
 
-__all__ = ["Frame", "Video", "VideoError", "VideoWriter", "is_video"]
+__all__ = ["Frame", "Video", "VideoError", "VideoWriter", "is_stream", "is_video"]
 
 SUFFIXES = frozenset(
     {".avi", ".flv", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".mts", ".ts", ".webm", ".wmv"}
@@ -66,10 +66,15 @@ class Frame(NamedTuple):
     pixels: np.ndarray[Any, Any]
 
 
+def is_stream(source: str) -> bool:
+    """Whether a source, by its name, is a stream."""
+    return URL.match(source) is not None
+
+
 def is_video(source: str | os.PathLike[str]) -> bool:
     """Whether a source, by its name, is a stream, a camera or a video file; a file or folder may be called `0`."""
     text = os.fspath(source)
-    if URL.match(text):
+    if is_stream(text):
         return True
     if CAMERA.fullmatch(text):
         return text.startswith("/dev/") or not Path(text).exists()
@@ -292,7 +297,7 @@ def _pyav() -> ModuleType:
 
 def _how_to_open(source: str) -> tuple[str, str, dict[str, Any], str]:
     """Of a source: its name in messages, its place, the other arguments of `av.open`, and what to do if that fails."""
-    if URL.match(source):
+    if is_stream(source):
         parts = urlsplit(source)
         if parts.scheme not in SCHEMES:
             raise ValueError(f"{parts.scheme}:// is no stream; pass a file, or an address of {', '.join(SCHEMES)}")

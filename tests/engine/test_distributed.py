@@ -169,17 +169,21 @@ def test_two_processes_that_are_killed_go_on_to_the_end_of_the_whole_run(tmp_pat
 def test_a_wait_for_other_machines_is_told_and_ended_by_a_signal_without_a_trace(
     tmp_path: Path, kind: signal.Signals
 ) -> None:
-    code = "from srtod.engine import waiting\nwaiting.PATIENCE = 1.0\n"
+    port = 29600 + kind  # so that both can run at once
+    # Where pytest runs in the background, it ignores SIGINT, and so would what it starts.
+    code = "import signal\nsignal.signal(signal.SIGINT, signal.default_int_handler)\n"
+    code += "from srtod.engine import waiting\nwaiting.PATIENCE = 1.0\n"
     code += "from srtod import train\nfrom srtod._support.cli import run\nrun(train.main)"
     process = subprocess.Popen(
         [sys.executable, "-c", code, *OPTIONS, "--nodes", "2", "--output", str(tmp_path / "run")],
-        env=os.environ | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29518", "NODE_RANK": "0", "OMP_NUM_THREADS": "1"},
+        env=os.environ
+        | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "NODE_RANK": "0", "OMP_NUM_THREADS": "1"},
         stderr=subprocess.PIPE,
         text=True,
     )
     assert process.stderr is not None
     said = next(line for line in process.stderr if line.startswith("waiting"))
-    assert said.startswith("waiting for the 2 processes of the run to meet at 127.0.0.1:29518 (MASTER_ADDR and ")
+    assert said.startswith(f"waiting for the 2 processes of the run to meet at 127.0.0.1:{port} (MASTER_ADDR and ")
     assert (tmp_path / "run" / "config.yaml").exists()
     process.send_signal(kind)
     assert "interrupted while waiting" in process.communicate(timeout=60)[1]

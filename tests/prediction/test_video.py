@@ -131,7 +131,7 @@ def test_the_folder_of_a_video(
     expected = list(predictor.stream((frame.pixels for frame in frames), colour="rgb"))
     listed = read(out / "images.json")
     assert listed["images"] == [
-        {"id": n, "file_name": f"{clip}#{2 * n - 2}", "frame_id": 2 * n - 2, "width": 96, "height": 64}
+        {"id": n, "file_name": f"{clip.name}#{2 * n - 2}", "frame_id": 2 * n - 2, "width": 96, "height": 64}
         | {"time": round(frame.time, 6)}
         for n, frame in enumerate(frames, 1)
     ]
