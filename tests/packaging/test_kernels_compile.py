@@ -170,7 +170,7 @@ def test_the_library_needs_torch_but_no_particular_one(build: Build) -> None:
 
 @pytest.mark.slow
 @needs_the_source_tree
-def test_every_op_has_a_cuda_kernel(build: Build) -> None:
+def test_every_op_but_conv3x3_has_a_cuda_kernel(build: Build) -> None:
     libraries = [str(next(build.folder.glob(f"{name}*.so"))) for name in ("_cpu", "_cuda")]
     code = f"""
 import torch
@@ -183,7 +183,7 @@ print(len(ops), *[name for name in ops if not torch._C._dispatch_has_kernel_for_
     assert done.returncode == 0, done.stderr
     count, *without = done.stdout.split()
     assert int(count) > 0
-    assert not without
+    assert without == ["srtod::conv3x3"]  # on GPUs, cuDNN convolves
 
 
 ERRORS = r"""
