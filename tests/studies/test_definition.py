@@ -106,7 +106,9 @@ def test_a_control_needs_a_filter(write: Callable[[str], Path], options: str, me
         study.plans()
 
 
-@pytest.mark.parametrize("path", sorted(STUDIES.rglob("*.yaml")), ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path", sorted([*STUDIES.glob("*.yaml"), *STUDIES.glob("paper/*.yaml")]), ids=lambda path: path.stem
+)
 def test_every_study_of_the_repository_can_be_run(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SRTOD_DATA", "/data")
     study = read_study(path)
