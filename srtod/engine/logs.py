@@ -13,7 +13,7 @@ from srtod._support.files import replacing
 
 from .distributed import is_main_process
 
-__all__ = ["TABLE", "check_wandb", "make_loggers", "wandb_logger"]
+__all__ = ["TABLE", "check_wandb", "make_loggers", "read_table", "wandb_logger"]
 
 LOGS = "logs"
 TABLE = f"{LOGS}/metrics.csv"
@@ -37,6 +37,17 @@ def make_loggers(folder: Path, wandb: str | None = None, step: int | None = None
             _keep_rows(table, step)
         board = TensorBoardLogger(folder, name="", version=LOGS, purge_step=step)
     return [table, board, *([] if wandb is None else [wandb_logger(folder, wandb)])]
+
+
+def read_table(path: Path) -> dict[str, list[tuple[float, float]]]:
+    """(step, value) of whatever each column of a run's table holds, row by row."""
+    columns: dict[str, list[tuple[float, float]]] = {}
+    with path.open(newline="", encoding="utf-8") as file:
+        for row in csv.DictReader(file):
+            for name, value in row.items():
+                if value:
+                    columns.setdefault(name, []).append((float(row["step"]), float(value)))
+    return columns
 
 
 def check_wandb(project: str | None) -> None:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import base64
-import csv
 import io
 import json
+import re
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 from srtod.evaluation import format_metric
 
 from .callbacks.checkpoints import BEST
-from .logs import TABLE
+from .logs import TABLE, read_table
 
 __all__ = ["run_page"]
 
@@ -92,15 +92,11 @@ def _first_table(markdown: str) -> list[list[str]]:
     rows: list[list[str]] = []
     for line in markdown.splitlines():
         if line.startswith("|"):
-            rows.append([cell.strip().replace("\\|", "|") for cell in _split(line)])
+            cells = re.split(r"(?<!\\)\|", line.strip().strip("|"))  # a bar behind a backslash is part of its cell
+            rows.append([cell.strip().replace("\\|", "|") for cell in cells])
         elif rows:
             break
     return [row for row in rows if not all(set(cell) <= set("-: ") for cell in row)]
-
-
-def _split(line: str) -> list[str]:
-    """The cells of a row between its outer bars; a bar behind a backslash is part of its cell."""
-    return line.strip().strip("|").replace("\\|", "\0").replace("|", "\n").replace("\0", "\\|").split("\n")
 
 
 def _commands(folder: Path) -> str:
@@ -111,28 +107,17 @@ def _commands(folder: Path) -> str:
 
 def _curves(log: Path) -> list[tuple[str, str]]:
     """Title and picture of each plot that the log has values for."""
-    columns = _columns(log)
+    columns = read_table(log) if log.is_file() else {}
     losses = [name for name in columns if name.startswith(LOSS)]
     plots = {"losses": losses, **PLOTS}
     drawn = []
     for title, names in plots.items():
-        series = {name.removeprefix(LOSS): columns[name] for name in names if name in columns}
+        # A metric of -1 has no such object.
+        points = {name: [point for point in columns.get(name, ()) if point[1] != -1] for name in names}
+        series = {name.removeprefix(LOSS): found for name, found in points.items() if found}
         if series:
             drawn.append((title, _plot(title, series, scale=100 if title.endswith("x 100") else 1)))
     return drawn
-
-
-def _columns(log: Path) -> dict[str, list[tuple[float, float]]]:
-    """(step, value) of each column of the log, without the metrics that are -1: there is no such object."""
-    columns: dict[str, list[tuple[float, float]]] = {}
-    if not log.is_file():
-        return columns
-    with log.open(newline="", encoding="utf-8") as file:
-        for row in csv.DictReader(file):
-            for name, value in row.items():
-                if value and name not in ("step", "epoch") and float(value) != -1:
-                    columns.setdefault(name, []).append((float(row["step"]), float(value)))
-    return columns
 
 
 def _plot(title: str, series: Mapping[str, Sequence[tuple[float, float]]], scale: float) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import json
 import logging
@@ -25,6 +24,7 @@ from srtod._support.folders import remove_leftovers
 from srtod._support.locks import locked
 from srtod.engine import TrainConfig, train
 from srtod.engine.callbacks.checkpoints import BEST, LAST, best_detections
+from srtod.engine.logs import TABLE, read_table
 from srtod.engine.report import SUMMARY
 from srtod.engine.run import read_run
 from srtod.models.checkpoint import METRICS, read_checkpoint, write_checkpoint
@@ -108,7 +108,8 @@ def _result(folder: RunFolder) -> dict[str, Any]:
     weights = config.model.weights
     if weights is not None and Path(weights).is_file():
         weights = hashlib.sha256(Path(weights).read_bytes()).hexdigest()
-    log = _log(folder.training / "logs" / "metrics.csv")
+    table = read_table(folder.training / TABLE)
+    log = {name: [value for _, value in points] for name, points in table.items()}
     return {
         "options": portable(config.as_dict()),
         "data": checkpoint["callbacks"]["Checkpoints"]["data"],
@@ -119,17 +120,6 @@ def _result(folder: RunFolder) -> dict[str, Any]:
         "psnr": _psnr(log.get("psnr", [])),
         "seconds": (folder.read("spent") or {"seconds": math.nan})["seconds"],
     }
-
-
-def _log(path: Path) -> dict[str, list[float]]:
-    """The values of each column of the log."""
-    columns: dict[str, list[float]] = {}
-    with path.open(newline="") as file:
-        for row in csv.DictReader(file):
-            for name, value in row.items():
-                if value:
-                    columns.setdefault(name, []).append(float(value))
-    return columns
 
 
 def _psnr(values: list[float]) -> float | None:
