@@ -12,6 +12,7 @@ from typing import Any, Literal, TypeAlias
 from srtod._support.files import replacing
 from srtod._support.locks import locked
 from srtod._version import __version__
+from srtod.engine.config import TrainConfig
 from srtod.engine.report import source_commit
 from srtod.engine.run import CHANGEABLE, PATHS
 
@@ -76,20 +77,23 @@ class RunFolder:
             return not free
 
     def read(self, name: str) -> dict[str, Any] | None:
-        """The content of `<name>.json`, None without it.
+        """The content of `<name>.json`, None without it. Options that came after it was written have their defaults.
 
         Raises:
             ValueError: if it is damaged.
         """
         path = self.path / f"{name}.json"
         try:
-            return json.loads(path.read_text(encoding="utf-8"))
+            content = json.loads(path.read_text(encoding="utf-8"))
         except FileNotFoundError:
             return None
         except ValueError as error:
             raise ValueError(
                 f"{path} is damaged ({error}); remove the folder {self.path}, and the run starts anew"
             ) from None
+        if "options" in content:
+            content["options"] = portable(json.loads(json.dumps(TrainConfig().as_dict()))) | content["options"]
+        return content
 
     def write(self, name: str, content: Mapping[str, Any]) -> None:
         """Writes `<name>.json`, whole or not at all."""

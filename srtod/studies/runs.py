@@ -86,6 +86,7 @@ def run_study(
         )
     for plan in plans:
         folder.run(plan).check_plan(planned(study, plan), allow_commits=allow_commits)
+    write_summary(study, folder, allow_commits=allow_commits)  # refuses runs that cannot be compared, before hours pass
     threads = max(1, len(os.sched_getaffinity(0)) // jobs)
     progress = _Progress(folder, plans, jobs)
     waiting, running = list(plans), list[_Running]()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import os
 import re
 import signal
@@ -160,6 +161,33 @@ def test_other_options_and_other_code_are_refused(
     monkeypatch.setattr("srtod.studies.folder.source_commit", lambda *paths: "decaf+changes")
     with pytest.raises(ValueError, match="the source has changes that no commit holds"):
         run(study)
+
+
+def test_runs_from_before_an_option_go_on(study: Study, folder: StudyFolder, stand_in: StandIn) -> None:
+    def run(variant: str) -> None:
+        plans = study.plans([variant], ["easy"], [0])
+        run_study(study, folder, plans, command=stand_in(), report=lambda line: None)
+
+    run("plain")
+    place = folder.run(study.plans(["plain"], ["easy"], [0])[0])
+    for name in ("plan", "run"):
+        content = json.loads((place.path / f"{name}.json").read_text())
+        del content["options"]["representation_size"], content["options"]["intensity_range"]
+        place.write(name, content)
+    run("sr_tod")
+    assert [row["status"] for row in table(folder)] == ["done", "done"]
+
+
+def test_what_cannot_be_compared_is_refused_before_a_run_starts(
+    study: Study, folder: StudyFolder, stand_in: StandIn
+) -> None:
+    plans = study.plans(["plain", "sr_tod"], ["easy"], [0])
+    run_study(study, folder, plans, jobs=2, command=stand_in(), report=lambda line: None)
+    change_record(folder.run(plans[1]), weights="abc")
+    lines: list[str] = []
+    with pytest.raises(ValueError, match="cannot be compared"):
+        run_study(study, folder, study.plans(["plain"], ["easy"], [0, 1]), command=stand_in(), report=lines.append)
+    assert not lines
 
 
 @pytest.mark.parametrize(
