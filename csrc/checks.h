@@ -68,12 +68,22 @@ inline void check_maps(const char* op, const Tensor& features, const Tensor& dif
 }
 
 inline void check_mlp(const char* op, const Tensor& features, const Tensor& weight1, const Tensor& bias1,
-                      const Tensor& weight2, const Tensor* bias2 = nullptr) {
+                      const Tensor& weight2, const Tensor& bias2) {
   const int64_t channels = features.size(1), hidden = weight1.dim() == 2 ? weight1.size(0) : -1;
   STD_TORCH_CHECK(weight1.dim() == 2 && weight1.size(1) == channels && bias1.numel() == hidden && weight2.dim() == 2 &&
-                      weight2.size(0) == channels && weight2.size(1) == hidden &&
-                      (!bias2 || bias2->numel() == channels),
+                      weight2.size(0) == channels && weight2.size(1) == hidden && bias2.numel() == channels,
                   op, ": expected weight1 [R, C], bias1 [R], weight2 [C, R], bias2 [C] for features [N, C, h, w]");
+}
+
+// What the MLP left in its hidden layer, before the ReLU, of the average and of the maximum.
+inline void check_hidden(const char* op, const Tensor& features, const Tensor& hidden, const Tensor& weight1,
+                         const Tensor& weight2) {
+  STD_TORCH_CHECK(hidden.dim() == 3 && hidden.size(0) == features.size(0) && hidden.size(1) == 2 &&
+                      hidden.is_contiguous() && hidden.scalar_type() == compute_type(features.scalar_type()),
+                  op, ": expected a hidden layer [N, 2, R], contiguous, in the type of arithmetic");
+  STD_TORCH_CHECK(weight1.dim() == 2 && weight1.size(0) == hidden.size(2) && weight1.size(1) == features.size(1) &&
+                      weight2.dim() == 2 && weight2.size(0) == features.size(1) && weight2.size(1) == hidden.size(2),
+                  op, ": expected weight1 [R, C] and weight2 [C, R] for features [N, C, h, w] and a hidden layer of R");
 }
 
 inline void check_pooled(const char* op, const Tensor& features, std::initializer_list<const Tensor*> pooled,

@@ -22,22 +22,23 @@ STABLE_TORCH_LIBRARY(srtod, m) {
 
   m.def(
       "channel_reweighting(Tensor features, Tensor weight1, Tensor bias1, Tensor weight2, Tensor bias2) "
-      "-> (Tensor channel_weight, Tensor average, Tensor maximum, Tensor argmax)");
+      "-> (Tensor channel_weight, Tensor average, Tensor maximum, Tensor argmax, Tensor hidden)");
   m.def(
       "_channel_reweighting_backward(Tensor grad, Tensor features, Tensor channel_weight, Tensor average, "
-      "Tensor maximum, Tensor argmax, Tensor weight1, Tensor bias1, Tensor weight2) "
+      "Tensor maximum, Tensor argmax, Tensor hidden, Tensor weight1, Tensor weight2) "
       "-> (Tensor grad_features, Tensor grad_weight1, Tensor grad_bias1, Tensor grad_weight2, Tensor grad_bias2)");
 
   m.def(
       "dgfe(Tensor features, Tensor difference, Tensor threshold, Tensor weight1, Tensor bias1, Tensor weight2, "
       "Tensor bias2, int resize, int surrogate, float alpha) "
-      "-> (Tensor enhanced, Tensor filter, Tensor channel_weight, Tensor average, Tensor maximum, Tensor argmax)");
+      "-> (Tensor enhanced, Tensor filter, Tensor channel_weight, Tensor average, Tensor maximum, Tensor argmax, "
+      "Tensor hidden)");
   m.def(
       "dgfe_(Tensor(a!) features, Tensor difference, Tensor threshold, Tensor weight1, Tensor bias1, Tensor weight2, "
       "Tensor bias2, int resize) -> ()");
   m.def(
       "_dgfe_backward(Tensor grad, Tensor features, Tensor difference, Tensor threshold, Tensor filter, "
-      "Tensor channel_weight, Tensor average, Tensor maximum, Tensor argmax, Tensor weight1, Tensor bias1, "
+      "Tensor channel_weight, Tensor average, Tensor maximum, Tensor argmax, Tensor hidden, Tensor weight1, "
       "Tensor weight2, int resize, int surrogate, float alpha, bool difference_grad) "
       "-> (Tensor grad_features, Tensor grad_difference, Tensor grad_threshold, Tensor grad_weight1, "
       "Tensor grad_bias1, Tensor grad_weight2, Tensor grad_bias2)");

@@ -324,8 +324,8 @@ class Launch:
 
 # Round trips of the last block with 256 channels and a hidden layer of 16. Both meetings of the blocks take 3 each, a
 # group's 32 parts 4, an image's groups 1. Then forward 1 for the exact index, 3 for the hidden layer and 3 for the
-# weights; backward 3 for the hidden layer, 2 for the gradient of z, 2 for the hidden layer's, 2 for the pools'.
-FORWARD, BACKWARD = 3 + 4 + 3 + 1 + 7, 3 + 4 + 3 + 1 + 9
+# weights; backward 2 for the gradient of z, 2 for the hidden layer's, 2 for the pools'.
+FORWARD, BACKWARD = 3 + 4 + 3 + 1 + 7, 3 + 4 + 3 + 1 + 6
 # Of a sampled row of D all sectors are read, 16 bytes for a pixel. The filter takes 4, and its gradient 4 in each
 # group of channels: all 256 in channels_last, 32 in NCHW.
 PASSES = {  # by name: passes over P2 that the floor counts, and the launches

@@ -145,19 +145,21 @@ Pooled pool(const Tensor& features, MemoryFormat format) {
   return out;
 }
 
-Tensor channel_weights(const Pooled& pooled, const Mlp& mlp) {
-  const int64_t batch = pooled.average.size(0), channels = pooled.average.size(1);
-  Tensor out = empty({batch, channels}, pooled.average.scalar_type(), pooled.average);
-  dispatch_compute(out.scalar_type(), [&](auto tag) {
+ChannelWeights channel_weights(const Pooled& pooled, const Mlp& mlp) {
+  const int64_t batch = pooled.average.size(0), channels = pooled.average.size(1), hidden_size = mlp.bias1.numel();
+  const ScalarType type = pooled.average.scalar_type();
+  ChannelWeights out{empty({batch, channels}, type, pooled.average),
+                     empty({batch, 2, hidden_size}, type, pooled.average)};
+  dispatch_compute(type, [&](auto tag) {
     using A = decltype(tag);
     const std::vector<A> weight1 = values_of<A>(mlp.weight1), bias1 = values_of<A>(mlp.bias1);
     const std::vector<A> weight2 = values_of<A>(mlp.weight2), bias2 = values_of<A>(mlp.bias2);
-    const int64_t hidden_size = static_cast<int64_t>(bias1.size());
-    std::vector<A> from_average(hidden_size), from_maximum(hidden_size);
     for (int64_t n = 0; n < batch; ++n) {
-      hidden_layer(weight1, bias1, pooled.average.const_data_ptr<A>() + n * channels, channels, from_average.data());
-      hidden_layer(weight1, bias1, pooled.maximum.const_data_ptr<A>() + n * channels, channels, from_maximum.data());
-      A* result = out.mutable_data_ptr<A>() + n * channels;
+      A* from_average = out.hidden.mutable_data_ptr<A>() + n * 2 * hidden_size;
+      A* from_maximum = from_average + hidden_size;
+      hidden_layer(weight1, bias1, pooled.average.const_data_ptr<A>() + n * channels, channels, from_average);
+      hidden_layer(weight1, bias1, pooled.maximum.const_data_ptr<A>() + n * channels, channels, from_maximum);
+      A* result = out.weights.mutable_data_ptr<A>() + n * channels;
       for (int64_t c = 0; c < channels; ++c) {
         ChannelWeight<A> weight(bias2[c]);
         for (int64_t r = 0; r < hidden_size; ++r)
@@ -170,20 +172,19 @@ Tensor channel_weights(const Pooled& pooled, const Mlp& mlp) {
 }
 
 template <class A>
-Mlp channel_weights_backward(const A* grad_weights, const Tensor& weights, const Pooled& pooled, const Mlp& mlp,
-                             A* grad_average, A* grad_maximum) {
-  const int64_t batch = weights.size(0), channels = weights.size(1), hidden_size = mlp.bias1.numel();
-  const std::vector<A> weight1 = values_of<A>(mlp.weight1), bias1 = values_of<A>(mlp.bias1);
-  const std::vector<A> weight2 = values_of<A>(mlp.weight2);
+Mlp channel_weights_backward(const A* grad_weights, const ChannelWeights& kept, const Pooled& pooled,
+                             const Tensor& first, const Tensor& second, A* grad_average, A* grad_maximum) {
+  const int64_t batch = pooled.average.size(0), channels = pooled.average.size(1), hidden_size = first.size(0);
+  const std::vector<A> weight1 = values_of<A>(first), weight2 = values_of<A>(second);
   std::vector<A> grad_weight1(weight1.size(), A(0)), grad_bias1(hidden_size, A(0));
   std::vector<A> grad_weight2(weight2.size(), A(0)), grad_bias2(channels, A(0));
-  std::vector<A> from_average(hidden_size), from_maximum(hidden_size), grad_hidden(hidden_size);
+  std::vector<A> grad_hidden(hidden_size);
   for (int64_t n = 0; n < batch; ++n) {
     const A* average = pooled.average.const_data_ptr<A>() + n * channels;
     const A* maximum = pooled.maximum.const_data_ptr<A>() + n * channels;
-    const A* s = weights.const_data_ptr<A>() + n * channels;
-    hidden_layer(weight1, bias1, average, channels, from_average.data());
-    hidden_layer(weight1, bias1, maximum, channels, from_maximum.data());
+    const A* s = kept.weights.const_data_ptr<A>() + n * channels;
+    const A* from_average = kept.hidden.const_data_ptr<A>() + n * 2 * hidden_size;
+    const A* from_maximum = from_average + hidden_size;
     // s = sigmoid(z), z = 2 bias2 + weight2 (relu(hidden of average) + relu(hidden of maximum))
     std::fill(grad_hidden.begin(), grad_hidden.end(), A(0));
     for (int64_t c = 0; c < channels; ++c) {
@@ -209,27 +210,29 @@ Mlp channel_weights_backward(const A* grad_weights, const Tensor& weights, const
       }
     }
   }
-  return {
-      tensor_of(grad_weight1, {hidden_size, channels}, mlp.weight1), tensor_of(grad_bias1, {hidden_size}, mlp.bias1),
-      tensor_of(grad_weight2, {channels, hidden_size}, mlp.weight2), tensor_of(grad_bias2, {channels}, mlp.weight2)};
+  return {tensor_of(grad_weight1, {hidden_size, channels}, first), tensor_of(grad_bias1, {hidden_size}, first),
+          tensor_of(grad_weight2, {channels, hidden_size}, second), tensor_of(grad_bias2, {channels}, second)};
 }
 
-template Mlp channel_weights_backward(const float*, const Tensor&, const Pooled&, const Mlp&, float*, float*);
-template Mlp channel_weights_backward(const double*, const Tensor&, const Pooled&, const Mlp&, double*, double*);
+template Mlp channel_weights_backward(const float*, const ChannelWeights&, const Pooled&, const Tensor&, const Tensor&,
+                                      float*, float*);
+template Mlp channel_weights_backward(const double*, const ChannelWeights&, const Pooled&, const Tensor&, const Tensor&,
+                                      double*, double*);
 
 namespace {
 
 constexpr const char* kOp = "channel_reweighting";
 
-std::tuple<Tensor, Tensor, Tensor, Tensor> channel_reweighting_cpu(const Tensor& features, const Tensor& weight1,
-                                                                   const Tensor& bias1, const Tensor& weight2,
-                                                                   const Tensor& bias2) {
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> channel_reweighting_cpu(const Tensor& features,
+                                                                           const Tensor& weight1, const Tensor& bias1,
+                                                                           const Tensor& weight2, const Tensor& bias2) {
   check_features(kOp, features);
-  check_mlp(kOp, features, weight1, bias1, weight2, &bias2);
+  check_mlp(kOp, features, weight1, bias1, weight2, bias2);
   check_same_device(kOp, features, {&weight1, &bias1, &weight2, &bias2});
   const MemoryFormat format = memory_format_of(features);
   const Pooled pooled = pool(in_format(features, format), format);
-  return {channel_weights(pooled, {weight1, bias1, weight2, bias2}), pooled.average, pooled.maximum, pooled.argmax};
+  const ChannelWeights kept = channel_weights(pooled, {weight1, bias1, weight2, bias2});
+  return {kept.weights, pooled.average, pooled.maximum, pooled.argmax, kept.hidden};
 }
 
 // The gradient of the features is constant over each channel's pixels but for its arg-max.
@@ -257,9 +260,9 @@ void fill_gradient(const A* grad_average, const A* grad_maximum, const int64_t* 
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> channel_reweighting_backward_cpu(
     const Tensor& grad, const Tensor& features, const Tensor& weights, const Tensor& average, const Tensor& maximum,
-    const Tensor& argmax, const Tensor& weight1, const Tensor& bias1, const Tensor& weight2) {
+    const Tensor& argmax, const Tensor& hidden, const Tensor& weight1, const Tensor& weight2) {
   check_features(kOp, features);
-  check_mlp(kOp, features, weight1, bias1, weight2);
+  check_hidden(kOp, features, hidden, weight1, weight2);
   check_pooled(kOp, features, {&grad, &weights, &average, &maximum}, argmax);
   const MemoryFormat format = memory_format_of(features);
   const int64_t batch = features.size(0), channels = features.size(1), pixels = features.size(2) * features.size(3);
@@ -271,8 +274,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> channel_reweighting_backward_
     using T = decltype(tag);
     using A = compute_t<T>;
     std::vector<A> grad_average(batch * channels), grad_maximum(batch * channels);
-    grads = channel_weights_backward(grad.const_data_ptr<A>(), weights, {average, maximum, argmax},
-                                     {weight1, bias1, weight2, {}}, grad_average.data(), grad_maximum.data());
+    grads = channel_weights_backward(grad.const_data_ptr<A>(), {weights, hidden}, {average, maximum, argmax}, weight1,
+                                     weight2, grad_average.data(), grad_maximum.data());
     fill_gradient(grad_average.data(), grad_maximum.data(), argmax.const_data_ptr<int64_t>(), batch, channels, pixels,
                   format == MemoryFormat::ChannelsLast, grad_features.mutable_data_ptr<T>());
   });

@@ -16,12 +16,16 @@ struct Mlp {  // shared by both pools: weight2 relu(weight1 v + bias1) + bias2
 // Average, maximum and first arg-max over the pixels of `features` [N, C, h, w], which is laid out in `format`.
 Pooled pool(const Tensor& features, MemoryFormat format);
 
-// sigmoid(MLP(average) + MLP(maximum)), [N, C] in the type of arithmetic.
-Tensor channel_weights(const Pooled& pooled, const Mlp& mlp);
+struct ChannelWeights {  // in the type of arithmetic
+  Tensor weights,
+      hidden;  // sigmoid(MLP(average) + MLP(maximum)) [N, C], and both hidden layers before the ReLU [N, 2, R]
+};
 
-// Gradients of `channel_weights`. `grad_average` and `grad_maximum` [N, C] are written; `mlp.bias2` is not read.
+ChannelWeights channel_weights(const Pooled& pooled, const Mlp& mlp);
+
+// Gradients of the weights. `grad_average` and `grad_maximum` [N, C] are written.
 template <class A>
-Mlp channel_weights_backward(const A* grad_weights, const Tensor& weights, const Pooled& pooled, const Mlp& mlp,
-                             A* grad_average, A* grad_maximum);
+Mlp channel_weights_backward(const A* grad_weights, const ChannelWeights& kept, const Pooled& pooled,
+                             const Tensor& weight1, const Tensor& weight2, A* grad_average, A* grad_maximum);
 
 }  // namespace srtod

@@ -66,15 +66,15 @@ void apply(const Tensor& features, MemoryFormat format, const Tensor& weights, c
     apply_contiguous(features.const_data_ptr<T>(), s, filter, shape, out.mutable_data_ptr<T>());
 }
 
-void check(const char* op, const Tensor& features, const Tensor& difference, const Tensor& threshold, const Mlp& mlp,
-           const Tensor* bias2) {
+void check(const char* op, const Tensor& features, const Tensor& difference, const Tensor& threshold, const Mlp& mlp) {
   check_maps(op, features, difference, threshold);
-  check_mlp(op, features, mlp.weight1, mlp.bias1, mlp.weight2, bias2);
-  check_same_device(op, features, {&difference, &threshold, &mlp.weight1, &mlp.bias1, &mlp.weight2});
+  check_mlp(op, features, mlp.weight1, mlp.bias1, mlp.weight2, mlp.bias2);
+  check_same_device(op, features, {&difference, &threshold, &mlp.weight1, &mlp.bias1, &mlp.weight2, &mlp.bias2});
 }
 
 struct Kept {  // for the backward pass
-  Tensor filter, weights;
+  Tensor filter;
+  ChannelWeights channels;
   Pooled pooled;
 };
 
@@ -83,7 +83,7 @@ struct Kept {  // for the backward pass
 Kept run(const char* op, const Tensor& features, MemoryFormat format, const Tensor& difference, const Tensor& threshold,
          const Mlp& mlp, Resize resize, Tensor& out) {
   const Pooled pooled = pool(features, format);
-  const Tensor weights = channel_weights(pooled, mlp);
+  const ChannelWeights channels = channel_weights(pooled, mlp);
   const FiltrationOptions options{features.size(2), features.size(3), resize, Surrogate::none, 1};
   Tensor filter =
       empty({features.size(0), 1, options.height, options.width}, compute_type(features.scalar_type()), features);
@@ -91,31 +91,35 @@ Kept run(const char* op, const Tensor& features, MemoryFormat format, const Tens
     using T = decltype(tag);
     auto* f = filter.mutable_data_ptr<compute_t<T>>();
     filtration_values(difference, threshold, options, f);
-    apply<T>(features, format, weights, f, out);
+    apply<T>(features, format, channels.weights, f, out);
   });
-  return {filter, weights, pooled};
+  return {filter, channels, pooled};
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> dgfe_cpu(const Tensor& features, const Tensor& difference,
-                                                                    const Tensor& threshold, const Tensor& weight1,
-                                                                    const Tensor& bias1, const Tensor& weight2,
-                                                                    const Tensor& bias2, int64_t resize, int64_t,
-                                                                    double) {
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> dgfe_cpu(
+    const Tensor& features, const Tensor& difference, const Tensor& threshold, const Tensor& weight1,
+    const Tensor& bias1, const Tensor& weight2, const Tensor& bias2, int64_t resize, int64_t, double) {
   const Mlp mlp{weight1, bias1, weight2, bias2};
-  check(kOp, features, difference, threshold, mlp, &bias2);
+  check(kOp, features, difference, threshold, mlp);
   const MemoryFormat format = memory_format_of(features);
   Tensor out = empty({features.size(0), features.size(1), features.size(2), features.size(3)}, features.scalar_type(),
                      features, format);
   use_huge_pages(out);
   const Kept kept = run(kOp, in_format(features, format), format, difference, threshold, mlp, Resize(resize), out);
-  return {out, kept.filter, kept.weights, kept.pooled.average, kept.pooled.maximum, kept.pooled.argmax};
+  return {out,
+          kept.filter,
+          kept.channels.weights,
+          kept.pooled.average,
+          kept.pooled.maximum,
+          kept.pooled.argmax,
+          kept.channels.hidden};
 }
 
 void dgfe_inplace_cpu(Tensor features, const Tensor& difference, const Tensor& threshold, const Tensor& weight1,
                       const Tensor& bias1, const Tensor& weight2, const Tensor& bias2, int64_t resize) {
   const char* op = "dgfe_";
   const Mlp mlp{weight1, bias1, weight2, bias2};
-  check(op, features, difference, threshold, mlp, &bias2);
+  check(op, features, difference, threshold, mlp);
   STD_TORCH_CHECK(features.is_contiguous() || is_channels_last(features), op,
                   ": needs features laid out as contiguous or channels_last");
   run(op, features, memory_format_of(features), difference, threshold, mlp, Resize(resize), features);
@@ -226,11 +230,15 @@ struct Gradients {
 };
 
 Gradients backward(const char* op, const Tensor& grad, const Tensor& features, const Tensor& difference,
-                   const Tensor& threshold, const Kept& kept, const Mlp& mlp, const FiltrationOptions& options,
-                   bool difference_grad) {
+                   const Tensor& threshold, const Kept& kept, const Tensor& weight1, const Tensor& weight2,
+                   const FiltrationOptions& options, bool difference_grad) {
   const auto& [average, maximum, argmax] = kept.pooled;
+  const auto& [weights, hidden] = kept.channels;
+  check_maps(op, features, difference, threshold);
+  check_same_device(op, features, {&difference, &threshold, &hidden, &weight1, &weight2});
+  check_hidden(op, features, hidden, weight1, weight2);
   check_filter(op, features, kept.filter);
-  check_pooled(op, features, {&kept.weights, &average, &maximum}, argmax);
+  check_pooled(op, features, {&weights, &average, &maximum}, argmax);
   check_gradient(op, grad, features);
   const MemoryFormat format = memory_format_of(features);
   const Tensor g = in_format(grad, format), x = in_format(features, format);
@@ -247,7 +255,7 @@ Gradients backward(const char* op, const Tensor& grad, const Tensor& features, c
     using T = decltype(tag);
     using A = compute_t<T>;
     const T *gp = g.const_data_ptr<T>(), *xp = x.const_data_ptr<T>();
-    const A *s = kept.weights.const_data_ptr<A>(), *f = kept.filter.const_data_ptr<A>();
+    const A *s = weights.const_data_ptr<A>(), *f = kept.filter.const_data_ptr<A>();
     std::vector<A> grad_filter(shape.batch * shape.pixels), grad_weights(shape.batch * shape.channels, A(0));
     std::vector<A> grad_average(grad_weights.size()), grad_maximum(grad_weights.size());
     if (format == MemoryFormat::ChannelsLast)
@@ -257,8 +265,8 @@ Gradients backward(const char* op, const Tensor& grad, const Tensor& features, c
 
     out.threshold = scalar_tensor(
         filtration_gradients(grad_filter.data(), difference, threshold, options, out.difference), threshold);
-    out.mlp = channel_weights_backward(grad_weights.data(), kept.weights, kept.pooled, mlp, grad_average.data(),
-                                       grad_maximum.data());
+    out.mlp = channel_weights_backward(grad_weights.data(), kept.channels, kept.pooled, weight1, weight2,
+                                       grad_average.data(), grad_maximum.data());
     for (A& v : grad_average) v /= static_cast<A>(shape.pixels);
 
     const int64_t* index = argmax.const_data_ptr<int64_t>();
@@ -273,13 +281,13 @@ Gradients backward(const char* op, const Tensor& grad, const Tensor& features, c
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> dgfe_backward_cpu(
     const Tensor& grad, const Tensor& features, const Tensor& difference, const Tensor& threshold, const Tensor& filter,
-    const Tensor& weights, const Tensor& average, const Tensor& maximum, const Tensor& argmax, const Tensor& weight1,
-    const Tensor& bias1, const Tensor& weight2, int64_t resize, int64_t surrogate, double alpha, bool difference_grad) {
-  const Mlp mlp{weight1, bias1, weight2, {}};
-  check(kOp, features, difference, threshold, mlp, nullptr);
+    const Tensor& weights, const Tensor& average, const Tensor& maximum, const Tensor& argmax, const Tensor& hidden,
+    const Tensor& weight1, const Tensor& weight2, int64_t resize, int64_t surrogate, double alpha,
+    bool difference_grad) {
   const FiltrationOptions options{features.size(2), features.size(3), Resize(resize), Surrogate(surrogate), alpha};
-  const Gradients grads = backward(kOp, grad, features, difference, threshold,
-                                   {filter, weights, {average, maximum, argmax}}, mlp, options, difference_grad);
+  const Gradients grads =
+      backward(kOp, grad, features, difference, threshold, {filter, {weights, hidden}, {average, maximum, argmax}},
+               weight1, weight2, options, difference_grad);
   return {grads.features,  grads.difference ? *grads.difference : empty({0}, difference.scalar_type(), difference),
           grads.threshold, grads.mlp.weight1,
           grads.mlp.bias1, grads.mlp.weight2,

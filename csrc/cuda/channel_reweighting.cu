@@ -17,7 +17,7 @@ struct Pool {
   uint32_t* indices;               // [N, slots, C]
   A *average, *maximum, *weights;  // [N, C]
   int64_t* argmax;                 // [N, C]
-  A* hidden;                       // scratch [N, 2, R]
+  A* hidden;                       // [N, 2, R]
 
   __device__ __forceinline__ void set(int64_t slot, uint32_t channels, uint32_t c, const Pooled<A>& pooled) const {
     sums[slot * channels + c] = pooled.sum;
@@ -175,7 +175,6 @@ void launch(const char* op, const Tensor& features, MemoryFormat format, const M
   Tensor sums = empty({shape.batch, parts.slots(), shape.channels}, type, features);
   Tensor maxima = empty({shape.batch, parts.slots(), shape.channels}, type, features);
   Tensor indices = empty({shape.batch, parts.slots(), shape.channels}, ScalarType::Int, features);
-  Tensor hidden = empty({shape.batch, 2, mlp.hidden}, type, features);
   Tensor counters = zero_counters(shape.batch * parts.meetings(), features, stream);
   parts.counters = counters.mutable_data_ptr<int32_t>();
   const Pool<A> pool{parts,
@@ -186,7 +185,7 @@ void launch(const char* op, const Tensor& features, MemoryFormat format, const M
                      out.maximum.mutable_data_ptr<A>(),
                      out.weights.mutable_data_ptr<A>(),
                      out.argmax.mutable_data_ptr<int64_t>(),
-                     hidden.mutable_data_ptr<A>()};
+                     out.hidden.mutable_data_ptr<A>()};
   if (last)
     SRTOD_LAUNCH(pool_pixels<T>, grid_of(beside.blocks + shape.batch * parts.parts * by.column_blocks), stream, x, wide,
                  shape, by, static_cast<uint32_t>(pixels_of_part), mlp, pool, beside);
@@ -225,33 +224,34 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerMultiprocessor)
     scale_block<Scale::spread>(blockIdx.x, blocks, static_cast<const T*>(nullptr), shape, cut, spread, grad);
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor> channel_reweighting_cuda(const Tensor& features, const Tensor& weight1,
-                                                                    const Tensor& bias1, const Tensor& weight2,
-                                                                    const Tensor& bias2) {
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> channel_reweighting_cuda(const Tensor& features,
+                                                                            const Tensor& weight1, const Tensor& bias1,
+                                                                            const Tensor& weight2,
+                                                                            const Tensor& bias2) {
   check_features(kOp, features);
-  check_mlp(kOp, features, weight1, bias1, weight2, &bias2);
+  check_mlp(kOp, features, weight1, bias1, weight2, bias2);
   check_same_device(kOp, features, {&weight1, &bias1, &weight2, &bias2});
   const OnDevice device(features);
   const MemoryFormat format = memory_format_of(features);
   const MlpTensors mlp(weight1, bias1, weight2, bias2);
   const Tensor x = in_format(features, format);
-  PooledTensors out(features);
+  PooledTensors out(features, mlp.mlp());
   launch_pool(kOp, x, format, mlp.mlp(), out, device);
-  return {out.weights, out.average, out.maximum, out.argmax};
+  return {out.weights, out.average, out.maximum, out.argmax, out.hidden};
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> channel_reweighting_backward_cuda(
     const Tensor& grad, const Tensor& features, const Tensor& weights, const Tensor& average, const Tensor& maximum,
-    const Tensor& argmax, const Tensor& weight1, const Tensor& bias1, const Tensor& weight2) {
+    const Tensor& argmax, const Tensor& hidden, const Tensor& weight1, const Tensor& weight2) {
   check_features(kOp, features);
-  check_mlp(kOp, features, weight1, bias1, weight2);
+  check_hidden(kOp, features, hidden, weight1, weight2);
   check_pooled(kOp, features, {&grad, &weights, &average, &maximum}, argmax);
-  check_same_device(kOp, features, {&grad, &weights, &average, &maximum, &argmax, &weight1, &bias1, &weight2});
+  check_same_device(kOp, features, {&grad, &weights, &average, &maximum, &argmax, &hidden, &weight1, &weight2});
   const OnDevice device(features);
   const cudaStream_t stream = device.stream();
   const MemoryFormat format = memory_format_of(features);
   const Shape shape(kOp, features);
-  const MlpTensors mlp(weight1, bias1, weight2, weight2);
+  const MlpTensors mlp(weight1, weight2);
   Tensor grad_features = empty({features.size(0), features.size(1), features.size(2), features.size(3)},
                                features.scalar_type(), features, format);
   WeightsBackwardTensors t(shape, features, mlp);
@@ -263,7 +263,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> channel_reweighting_backward_
     using T = decltype(tag);
     using A = compute_t<T>;
     const auto arguments =
-        t.arguments<A>(shape, mlp.mlp(), grad.const_data_ptr<A>(), 1, 0, 1, weights, average, maximum);
+        t.arguments<A>(shape, mlp.mlp(), grad.const_data_ptr<A>(), 1, 0, 1, weights, average, maximum, hidden);
     SRTOD_LAUNCH(weights_backward_kernel<A>, grid_of(shape.batch), stream, arguments);
     T* out = grad_features.mutable_data_ptr<T>();
     const ScaleCut cut = ScaleCut::of<T>(shape, format, {out});

@@ -24,8 +24,11 @@ struct Mlp {  // shared by both pools: weight2 relu(weight1 v + bias1) + bias2
   uint32_t channels, hidden;
 };
 
-struct MlpTensors {  // contiguous; `bias2` is not needed backward
+struct MlpTensors {  // contiguous
   Tensor weight1, bias1, weight2, bias2;
+
+  // For the backward pass, which reads no bias.
+  MlpTensors(const Tensor& weight1, const Tensor& weight2) : MlpTensors(weight1, weight1, weight2, weight2) {}
 
   MlpTensors(const Tensor& weight1, const Tensor& bias1, const Tensor& weight2, const Tensor& bias2)
       : weight1(in_format(weight1, MemoryFormat::Contiguous)),
@@ -139,8 +142,9 @@ struct WeightsBackward {
   const A* grad_weights;  // [N, slots, C], to be summed over the slots begin .. end
   uint32_t slots, begin, end;
   const A *weights, *average, *maximum;
-  A *grad_z, *hidden, *grad_hidden;  // scratch [N, C], [N, 2, R], [N, 2, R]
-  A *grad_average, *grad_maximum;    // results [N, C]; that of the average is divided by the number of pixels
+  const A* hidden;                 // [N, 2, R], which the forward pass kept
+  A *grad_z, *grad_hidden;         // scratch [N, C], [N, 2, R]
+  A *grad_average, *grad_maximum;  // results [N, C]; that of the average is divided by the number of pixels
   AnyFloatOut grad_weight1, grad_bias1, grad_weight2, grad_bias2;
 };
 
@@ -148,10 +152,9 @@ struct WeightsBackward {
 template <class A>
 __device__ __forceinline__ void weights_backward(const WeightsBackward<A>& b, int64_t n) {
   const uint32_t channels = b.mlp.channels, hidden = b.mlp.hidden;
-  A* h = b.hidden + n * 2 * hidden;
+  const A* h = b.hidden + n * 2 * hidden;
   A* grad_h = b.grad_hidden + n * 2 * hidden;
   A* grad_z = b.grad_z + n * channels;
-  hidden_layer(b.mlp, b.average + n * channels, b.maximum + n * channels, h);
   for (uint32_t c = threadIdx.x; c < channels; c += kThreads) {
     A sum = 0;
 #pragma unroll 8
@@ -233,14 +236,13 @@ __device__ __forceinline__ void mlp_backward(const WeightsBackward<A>& b, uint32
 
 // The tensors that `WeightsBackward` points to.
 struct WeightsBackwardTensors {
-  Tensor grad_z, hidden, grad_hidden, grad_average, grad_maximum;
+  Tensor grad_z, grad_hidden, grad_average, grad_maximum;
   Tensor grad_weight1, grad_bias1, grad_weight2, grad_bias2;
 
   WeightsBackwardTensors(const Shape& shape, const Tensor& features, const MlpTensors& mlp) {
     const ScalarType type = compute_type(features.scalar_type());
     const int64_t channels = shape.channels, of_mlp = mlp.weight1.size(0);
     grad_z = empty({shape.batch, channels}, type, features);
-    hidden = empty({shape.batch, 2, of_mlp}, type, features);
     grad_hidden = empty({shape.batch, 2, of_mlp}, type, features);
     grad_average = empty({shape.batch, channels}, type, features);
     grad_maximum = empty({shape.batch, channels}, type, features);
@@ -254,7 +256,7 @@ struct WeightsBackwardTensors {
   template <class A>
   WeightsBackward<A> arguments(const Shape& shape, const Mlp& mlp, const A* grad_weights, uint32_t slots,
                                uint32_t begin, uint32_t end, const Tensor& weights, const Tensor& average,
-                               const Tensor& maximum) {
+                               const Tensor& maximum, const Tensor& hidden) {
     return {mlp,
             shape.batch,
             shape.pixels,
@@ -265,8 +267,8 @@ struct WeightsBackwardTensors {
             weights.const_data_ptr<A>(),
             average.const_data_ptr<A>(),
             maximum.const_data_ptr<A>(),
+            hidden.const_data_ptr<A>(),
             grad_z.mutable_data_ptr<A>(),
-            hidden.mutable_data_ptr<A>(),
             grad_hidden.mutable_data_ptr<A>(),
             grad_average.mutable_data_ptr<A>(),
             grad_maximum.mutable_data_ptr<A>(),

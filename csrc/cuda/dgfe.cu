@@ -57,7 +57,7 @@ DgfeForward run(const char* op, const Tensor& features, const Tensor& enhanced, 
                    Filter(op, difference, threshold, height, width, resize, no_surrogate, 1),
                    empty({features.size(0), 1, height, width}, compute_type(features.scalar_type()), features),
                    mlp.mlp(),
-                   PooledTensors(features)};
+                   PooledTensors(features, mlp.mlp())};
   if (features.numel() == 0) return pass;
   if (!wants_one_launch(pass.features, device) || !dgfe_in_one_launch(pass, device)) dgfe_in_two_launches(pass, device);
   return pass;
@@ -71,22 +71,20 @@ Tensor enhanced_like(const Tensor& features) {
 void check(const char* op, const Tensor& features, const Tensor& difference, const Tensor& threshold,
            const Tensor& weight1, const Tensor& bias1, const Tensor& weight2, const Tensor& bias2) {
   check_maps(op, features, difference, threshold);
-  check_mlp(op, features, weight1, bias1, weight2, &bias2);
+  check_mlp(op, features, weight1, bias1, weight2, bias2);
   check_same_device(op, features, {&difference, &threshold, &weight1, &bias1, &weight2, &bias2});
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> dgfe_cuda(const Tensor& features, const Tensor& difference,
-                                                                     const Tensor& threshold, const Tensor& weight1,
-                                                                     const Tensor& bias1, const Tensor& weight2,
-                                                                     const Tensor& bias2, int64_t resize, int64_t,
-                                                                     double) {
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> dgfe_cuda(
+    const Tensor& features, const Tensor& difference, const Tensor& threshold, const Tensor& weight1,
+    const Tensor& bias1, const Tensor& weight2, const Tensor& bias2, int64_t resize, int64_t, double) {
   const char* op = "dgfe";
   check(op, features, difference, threshold, weight1, bias1, weight2, bias2);
   const OnDevice device(features);
   const DgfeForward pass = run(op, features, enhanced_like(features), difference, threshold,
                                MlpTensors(weight1, bias1, weight2, bias2), resize, device);
-  return {pass.enhanced,       pass.filter_values,  pass.pooled.weights,
-          pass.pooled.average, pass.pooled.maximum, pass.pooled.argmax};
+  const auto& [weights, average, maximum, argmax, hidden] = pass.pooled;
+  return {pass.enhanced, pass.filter_values, weights, average, maximum, argmax, hidden};
 }
 
 void dgfe_inplace_cuda(Tensor features, const Tensor& difference, const Tensor& threshold, const Tensor& weight1,

@@ -221,7 +221,7 @@ struct DgfeBackward {  // all that a backward pass reads
   const char* op;
   Tensor grad, features;
   Filter filter;
-  Tensor filter_values, weights, average, maximum, argmax;
+  Tensor filter_values, weights, average, maximum, argmax, hidden;
   MlpTensors mlp;
   Tensor grad_difference;  // to be written; empty: not wanted
 };
@@ -266,7 +266,7 @@ void launch(DgfeBackward& pass, const Shape& shape, bool channels_last, WeightsB
   sums.parts.counters = counter;
   const WeightsBackward<A> mlp =
       t.arguments<A>(shape, pass.mlp.mlp(), sums.grad_weights, sums.parts.slots(), sums.parts.last_begin(),
-                     sums.parts.last_end(), pass.weights, pass.average, pass.maximum);
+                     sums.parts.last_end(), pass.weights, pass.average, pass.maximum, pass.hidden);
   const dim3 sum_blocks = grid_of(shape.batch * parts * groups);
   if (channels_last)
     SRTOD_LAUNCH(sum_pixels<T>, sum_blocks, stream, g, x, cut.wide, shape, static_cast<uint32_t>(pixels_of_part), sums,
@@ -317,22 +317,23 @@ Gradients run(DgfeBackward& pass, const OnDevice& device) {
 
 void check_kept(const char* op, const Tensor& grad, const Tensor& features, const Tensor& threshold,
                 const Tensor& filter, const Tensor& weights, const Tensor& average, const Tensor& maximum,
-                const Tensor& argmax, const Tensor& weight1, const Tensor& bias1, const Tensor& weight2) {
-  check_mlp(op, features, weight1, bias1, weight2);
+                const Tensor& argmax, const Tensor& hidden, const Tensor& weight1, const Tensor& weight2) {
+  check_hidden(op, features, hidden, weight1, weight2);
   check_filter(op, features, filter);
   check_pooled(op, features, {&weights, &average, &maximum}, argmax);
   check_gradient(op, grad, features);
   check_same_device(op, features,
-                    {&grad, &threshold, &weights, &average, &maximum, &argmax, &weight1, &bias1, &weight2});
+                    {&grad, &threshold, &weights, &average, &maximum, &argmax, &hidden, &weight1, &weight2});
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> dgfe_backward_cuda(
     const Tensor& grad, const Tensor& features, const Tensor& difference, const Tensor& threshold, const Tensor& filter,
-    const Tensor& weights, const Tensor& average, const Tensor& maximum, const Tensor& argmax, const Tensor& weight1,
-    const Tensor& bias1, const Tensor& weight2, int64_t resize, int64_t surrogate, double alpha, bool difference_grad) {
+    const Tensor& weights, const Tensor& average, const Tensor& maximum, const Tensor& argmax, const Tensor& hidden,
+    const Tensor& weight1, const Tensor& weight2, int64_t resize, int64_t surrogate, double alpha,
+    bool difference_grad) {
   const char* op = "dgfe";
   check_maps(op, features, difference, threshold);
-  check_kept(op, grad, features, threshold, filter, weights, average, maximum, argmax, weight1, bias1, weight2);
+  check_kept(op, grad, features, threshold, filter, weights, average, maximum, argmax, hidden, weight1, weight2);
   check_same_device(op, features, {&difference});
   const OnDevice device(features);
   const Filter f(op, difference, threshold, features.size(2), features.size(3), resize, surrogate, alpha);
@@ -346,7 +347,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> dgfe_backward
                     average,
                     maximum,
                     argmax,
-                    MlpTensors(weight1, bias1, weight2, weight2),
+                    hidden,
+                    MlpTensors(weight1, weight2),
                     grad_difference};
   const Gradients grads = run(pass, device);
   return {grads.features, grad_difference, grads.threshold, grads.weight1, grads.bias1, grads.weight2, grads.bias2};

@@ -68,12 +68,13 @@ __device__ __forceinline__ void read_rows(const T* image, const Slices& s, uint3
 
 template <class A>
 struct SlicePool {
-  uint32_t parts;                  // of an image: tiles (NCHW) or slices (channels_last)
-  A *sums, *maxima;                // [N, parts, C]
-  uint32_t* indices;               // [N, parts, C]
-  A *average, *maximum, *weights;  // [N, C]
-  int64_t* argmax;                 // [N, C]
-  A *hidden, *block_weights;       // scratch of each block, [2, R] and [C]
+  uint32_t parts;                   // of an image: tiles (NCHW) or slices (channels_last)
+  A *sums, *maxima;                 // [N, parts, C]
+  uint32_t* indices;                // [N, parts, C]
+  A *average, *maximum, *weights;   // [N, C]
+  int64_t* argmax;                  // [N, C]
+  A* hidden;                        // [N, 2, R]
+  A *block_hidden, *block_weights;  // scratch of each block, [2, R] and [C]
 };
 
 // Pools rows of an NCHW image: sums over a warp, then over the warps of the block.
@@ -253,7 +254,7 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerMultiprocessor)
   combine_slices<T, channels_last>(x, s.shape, pool);
   wait_for_grid();
 
-  A* hidden = pool.hidden + int64_t{blockIdx.x} * 2 * mlp.hidden;
+  A* hidden = pool.block_hidden + int64_t{blockIdx.x} * 2 * mlp.hidden;
   A* weights = pool.block_weights + int64_t{blockIdx.x} * mlp.channels;
   const uint32_t mine = blockIdx.x < units ? (units - 1 - blockIdx.x) / gridDim.x + 1 : 0;
   for (uint32_t k = mine; k > 0; --k) {
@@ -263,8 +264,10 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerMultiprocessor)
     __syncthreads();  // the weights of the unit before are still in use
     weigh_channels(mlp, pool.average + n * mlp.channels, pool.maximum + n * mlp.channels, hidden, weights);
     __syncthreads();
-    if (slice == 0)
+    if (slice == 0) {  // keep them for the backward pass
       for (uint32_t c = threadIdx.x; c < mlp.channels; c += kThreads) pool.weights[n * mlp.channels + c] = weights[c];
+      for (uint32_t r = threadIdx.x; r < 2 * mlp.hidden; r += kThreads) pool.hidden[n * 2 * mlp.hidden + r] = hidden[r];
+    }
     scale_slice<T, channels_last>(x + n * s.shape.elements(), s, begin, end, kept, keep_end, weights,
                                   filter + n * s.shape.pixels, y + n * s.shape.elements());
   }
@@ -307,6 +310,7 @@ bool launch(DgfeForward& pass, const OnDevice& device) {
                           pass.pooled.maximum.mutable_data_ptr<A>(),
                           pass.pooled.weights.mutable_data_ptr<A>(),
                           pass.pooled.argmax.mutable_data_ptr<int64_t>(),
+                          pass.pooled.hidden.mutable_data_ptr<A>(),
                           hidden.mutable_data_ptr<A>(),
                           weights.mutable_data_ptr<A>()};
   return launch_cooperative(dgfe_kernel<T, channels_last>, grid_of(grid), s.kept * row_bytes, fitting_rows * row_bytes,

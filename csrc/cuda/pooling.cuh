@@ -172,11 +172,13 @@ __device__ __forceinline__ uint32_t exact_index(const T* plane, const Maximum<A>
 struct PooledTensors {  // each [N, C]; argmax = index of the first maximum in h * w, the others in the type of
                         // arithmetic
   Tensor weights, average, maximum, argmax;
+  Tensor hidden;  // [N, 2, R], of average and maximum, before the ReLU
 
-  explicit PooledTensors(const Tensor& features) {
+  PooledTensors(const Tensor& features, const Mlp& mlp) {
     const ScalarType type = compute_type(features.scalar_type());
     for (Tensor* t : {&weights, &average, &maximum}) *t = empty({features.size(0), features.size(1)}, type, features);
     argmax = empty({features.size(0), features.size(1)}, ScalarType::Long, features);
+    hidden = empty({features.size(0), 2, mlp.hidden}, type, features);
   }
 };
 

@@ -42,22 +42,24 @@ def channel_reweighting(features: Tensor, weight1: Tensor, bias1: Tensor, weight
 
 @register_fake("channel_reweighting")
 def _(features: Tensor, weight1: Tensor, bias1: Tensor, weight2: Tensor, bias2: Tensor) -> tuple[Tensor, ...]:
-    return fake_pooled(features)
+    return fake_pooled(features, weight1)
 
 
-def fake_pooled(features: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """What the compiled ops keep for the backward pass, each `[N, C]`: channel weights, average, maximum, arg-max."""
-    shape = features.shape[:2]
-    weights, average, maximum = (
-        features.new_empty(shape, dtype=reference.compute_dtype(features.dtype)) for _ in range(3)
-    )
-    return weights, average, maximum, features.new_empty(shape, dtype=torch.int64)
+def fake_pooled(features: Tensor, weight1: Tensor) -> tuple[Tensor, ...]:
+    """What the compiled ops keep for the backward pass: channel weights, average, maximum and arg-max, each `[N, C]`,
+    and the MLP's hidden layers of average and maximum before the ReLU, `[N, 2, R]`.
+    """
+    batch, channels = features.shape[:2]
+    dtype = reference.compute_dtype(features.dtype)
+    weights, average, maximum = (features.new_empty((batch, channels), dtype=dtype) for _ in range(3))
+    argmax = features.new_empty((batch, channels), dtype=torch.int64)
+    return weights, average, maximum, argmax, features.new_empty((batch, 2, weight1.shape[0]), dtype=dtype)
 
 
 def _setup_channel_reweighting(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    features, weight1, bias1, weight2, _ = inputs
+    features, weight1, _, weight2, _ = inputs
     ctx.mark_non_differentiable(*output[1:])
-    ctx.save_for_backward(features, *output, weight1, bias1, weight2)
+    ctx.save_for_backward(features, *output, weight1, weight2)
 
 
 @register_autograd("channel_reweighting", _setup_channel_reweighting)
@@ -74,8 +76,8 @@ def _(
     average: Tensor,
     maximum: Tensor,
     argmax: Tensor,
+    hidden: Tensor,
     weight1: Tensor,
-    bias1: Tensor,
     weight2: Tensor,
 ) -> tuple[Tensor, ...]:
     return empty_like(features), *fake_mlp_gradients(weight1, weight2)

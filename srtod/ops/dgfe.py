@@ -133,7 +133,7 @@ def _(
 ) -> tuple[Tensor, ...]:
     filter_shape = (features.shape[0], 1, features.shape[2], features.shape[3])
     filter_ = features.new_empty(filter_shape, dtype=reference.compute_dtype(features.dtype))
-    return empty_like(features), filter_, *fake_pooled(features)
+    return empty_like(features), filter_, *fake_pooled(features, weight1)
 
 
 @register_fake("dgfe_")
@@ -151,10 +151,10 @@ def _(
 
 
 def _setup_dgfe(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    features, difference, threshold, weight1, bias1, weight2, _, *ctx.codes = inputs
+    features, difference, threshold, weight1, _, weight2, _, *ctx.codes = inputs
     kept = output[1:]
     ctx.mark_non_differentiable(*kept)
-    ctx.save_for_backward(features, difference, threshold, *kept, weight1, bias1, weight2)
+    ctx.save_for_backward(features, difference, threshold, *kept, weight1, weight2)
 
 
 @register_autograd("dgfe", _setup_dgfe)
@@ -177,8 +177,8 @@ def _(
     average: Tensor,
     maximum: Tensor,
     argmax: Tensor,
+    hidden: Tensor,
     weight1: Tensor,
-    bias1: Tensor,
     weight2: Tensor,
     resize: int,
     surrogate: int,

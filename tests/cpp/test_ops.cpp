@@ -118,29 +118,29 @@ void test_dgfe() {
   const Tensor ones = make({kBatch, kChannels, kHeight, kWidth}, [](int64_t) { return 1.0f; });
   const auto one = [](int64_t) { return 1.0f; };
 
-  const auto reweighted = call("channel_reweighting", 4, features, weight1, bias1, weight2, bias2);
+  const auto reweighted = call("channel_reweighting", 5, features, weight1, bias1, weight2, bias2);
   const Tensor weight = reweighted[0], average = reweighted[1];
-  const Tensor maximum = reweighted[2], argmax = reweighted[3];
+  const Tensor maximum = reweighted[2], argmax = reweighted[3], hidden = reweighted[4];
   expect(equals(weight, [](int64_t) { return 0.5f; }), "channel_reweighting");
   expect(equals(maximum, [](int64_t i) { return static_cast<float>((i + 1) * kHeight * kWidth - 1); }),
          "channel_reweighting: maximum");
 
   const Tensor grad_weight = make({kBatch, kChannels, 1, 1}, one);
   const auto reweighting_grads = call("_channel_reweighting_backward", 5, grad_weight, features, weight, average,
-                                      maximum, argmax, weight1, bias1, weight2);
+                                      maximum, argmax, hidden, weight1, weight2);
   for (size_t i = 0; i < 4; ++i)
     expect(equals(reweighting_grads[i], [](int64_t) { return 0.0f; }), "_channel_reweighting_backward");
   // d sigmoid(0) = 0.25, for both pooled vectors and both images.
   expect(equals(reweighting_grads[4], one), "_channel_reweighting_backward: bias2");
 
-  const auto enhanced = call("dgfe", 6, features, difference, threshold, weight1, bias1, weight2, bias2, kNearest,
+  const auto enhanced = call("dgfe", 7, features, difference, threshold, weight1, bias1, weight2, bias2, kNearest,
                              kStraightThrough, kAlpha);
   expect(equals(enhanced[0], feature_at), "dgfe");
   expect(equals(enhanced[1], [](int64_t) { return 2.0f; }), "dgfe: filter");
 
   const auto grads =
       call("_dgfe_backward", 7, ones, features, difference, threshold, enhanced[1], enhanced[2], enhanced[3],
-           enhanced[4], enhanced[5], weight1, bias1, weight2, kNearest, kStraightThrough, kAlpha, true);
+           enhanced[4], enhanced[5], enhanced[6], weight1, weight2, kNearest, kStraightThrough, kAlpha, true);
   expect(equals(grads[0], one), "_dgfe_backward: features");
   expect(grads[2].numel() == 1 && on_cpu(grads[2]).const_data_ptr<float>()[0] < 0,
          "_dgfe_backward: a higher threshold lets less through");

@@ -242,10 +242,10 @@ def make_calls(
         "filtration": (difference, threshold, sizes.h, sizes.w, 3, 2, 40.0),
         "_filtration_backward": (filter_grad, difference, threshold, 1, 3, 40.0, True),
         "channel_reweighting": (features, *mlp),
-        "_channel_reweighting_backward": (weights_grad, features, *pooled, *mlp[:3]),
+        "_channel_reweighting_backward": (weights_grad, features, *pooled, *mlp[0:3:2]),
         "dgfe": (features, difference, threshold, *mlp, 0, 2, 112.0),
         "dgfe_": (features.clone(), difference, threshold, *mlp, 2),
-        "_dgfe_backward": (maps_grad, features, difference, threshold, *kept, *mlp[:3], 2, 4, 32.0, True),
+        "_dgfe_backward": (maps_grad, features, difference, threshold, *kept, *mlp[0:3:2], 2, 4, 32.0, True),
     }
 
 

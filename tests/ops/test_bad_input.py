@@ -292,6 +292,8 @@ def test_raw_ops_survive_wrong_tensors(registered_op: str, kit: Any, device: str
         ("_channel_reweighting_backward", 2, (1, 16), r"expected pooled values \[N, C\]"),
         ("_channel_reweighting_backward", 2, (16,), r"expected pooled values \[N, C\]"),
         ("_channel_reweighting_backward", 5, (3, 2), r"expected argmax \[N, C\]"),
+        ("_channel_reweighting_backward", 6, (8, 2, 4), r"expected weight1 \[R, C\] and weight2 \[C, R\]"),
+        ("_channel_reweighting_backward", 6, (8, 1, 4), r"expected a hidden layer \[N, 2, R\]"),
         ("dgfe", 1, (7, 1, 8, 8), r"expected features \[N, C, h, w\] and difference \[N, 1, H, W\]"),
         ("dgfe", 3, (3, 3), r"expected weight1 \[R, C\], bias1 \[R\]"),
         ("dgfe_", 0, (8, 2, 0, 4), "none of the last four empty"),
@@ -300,6 +302,7 @@ def test_raw_ops_survive_wrong_tensors(registered_op: str, kit: Any, device: str
         ("_dgfe_backward", 5, (2, 8), r"expected pooled values \[N, C\]"),
         ("_dgfe_backward", 5, (1, 16), r"expected pooled values \[N, C\]"),
         ("_dgfe_backward", 8, (8, 3), r"expected argmax \[N, C\]"),
+        ("_dgfe_backward", 9, (7, 2, 4), r"expected a hidden layer \[N, 2, R\]"),
     ],
 )
 def test_raw_ops_name_what_they_expect(
