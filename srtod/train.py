@@ -34,7 +34,7 @@ def main(arguments: Sequence[str] | None = None, prog: str = "python -m srtod.tr
     warnings.filterwarnings("ignore", module="lightning")
     try:
         trained = train(config)
-    except (FloatingPointError, MemoryError) as error:
+    except FloatingPointError as error:
         raise SystemExit(f"error: {error}") from None
     if is_main_process():
         print(format_table(trained.metrics))

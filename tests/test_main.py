@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 import srtod
 from srtod.__main__ import commands, main
@@ -40,6 +41,16 @@ def test_the_help_lists_every_command_with_its_own_line() -> None:
     for path in modules:
         assert listed[path.stem] == (ast.get_docstring(ast.parse(path.read_text())) or "").splitlines()[0]
         assert 10 < len(listed[path.stem]) < 105
+
+
+@pytest.mark.parametrize("sizes", [(2**46,), (2**40, 2**40)])
+def test_what_memory_has_no_room_for_is_one_sentence(
+    sizes: tuple[int, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as end:
+        run(lambda: torch.zeros(sizes))
+    assert end.value.code == 1
+    assert capsys.readouterr().err.startswith("error: not enough memory (")
 
 
 def test_without_a_command_the_help_is_an_error() -> None:

@@ -48,6 +48,16 @@ def run(main: Callable[[], None]) -> None:
             raise SystemExit(128 + signal.SIGPIPE) from None
         print(f"error: {_sentence(error)}", file=sys.stderr)
         raise SystemExit(2) from None
+    except (MemoryError, RuntimeError) as error:
+        from .errors import first_line, is_out_of_memory
+
+        if not is_out_of_memory(error):
+            raise
+        reason = first_line(error)
+        if not reason.startswith("not enough memory"):
+            reason = f"not enough memory ({reason}); lower the numbers and sizes that you passed"
+        print(f"error: {reason}", file=sys.stderr)
+        raise SystemExit(1) from None
     except ModuleNotFoundError as error:
         if not _is_dependency(error.name):
             raise

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import reprlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -28,6 +29,9 @@ __all__ = [
 
 Config = TypeVar("Config")
 Range = Literal["positive", "natural", "share", "below_one", "inner"]
+
+LARGEST = 2**31 - 1
+"""What every number may be at most; more is a slip of the hand, and too much for some library."""
 
 DEMANDS = {
     "positive": "be positive",
@@ -68,7 +72,7 @@ def redeclared(config: type, name: str, default: Any = dataclasses.MISSING) -> A
 
 
 def check_ranges(config: Any) -> None:
-    """Raises a ValueError for the first field of a dataclass with a number out of its range."""
+    """Raises a ValueError for the first field of a dataclass with a number out of its range, or over `LARGEST`."""
     for field in dataclasses.fields(config):
         _check_range(field, getattr(config, field.name))
 
@@ -100,8 +104,12 @@ def check_named(config: type, values: Mapping[str, Any]) -> None:
 def _check_range(field: dataclasses.Field[Any], value: Any) -> None:
     within = field.metadata.get("within")
     for part in value if isinstance(value, list | tuple) else (value,):
-        if within is not None and isinstance(part, int | float) and not _is_within(part, within):
+        if not isinstance(part, int | float):
+            continue
+        if within is not None and not _is_within(part, within):
             raise ValueError(f"{field.name} must {DEMANDS[within]}, got {value}")
+        if abs(part) > LARGEST:
+            raise ValueError(f"{field.name} must be at most {LARGEST}, got {reprlib.repr(part)}")
 
 
 def _is_within(number: float, within: Range) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NoReturn, TypeVar
 
@@ -70,6 +71,10 @@ class Parser(argparse.ArgumentParser):
         self._near = near or {}
 
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
+        given = sys.argv[1:] if args is None else args
+        if "" in given:
+            before = [self.prog, *given[: given.index("")]][-1]
+            self.error(f"the argument after {before} is empty; is a variable of the shell unset?")
         values, unknown = self.parse_known_args(args, namespace)
         if unknown:
             option = unknown[0].split("=")[0]

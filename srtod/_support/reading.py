@@ -57,6 +57,8 @@ def read_bytes(path: str | os.PathLike[str]) -> bytes:
         return Path(path).read_bytes().removeprefix(codecs.BOM_UTF8)
     except FileNotFoundError:
         raise FileNotFoundError(f"{path} does not exist; pass the path of a JSON file") from None
+    except OSError as error:  # of a broken disk, it does not name the file
+        raise OSError(error.errno, error.strerror, error.filename or os.fspath(path)) from None
 
 
 def parse_json(data: bytes, path: str | os.PathLike[str]) -> Any:

@@ -32,6 +32,9 @@ LOST_LOG = "you tried to log"
 DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS)
 """Errors of a full or broken disk."""
 
+WORKERS = 32
+"""Processes that load images, for each core of the CPU at most."""
+
 DEAD_LOADER = "exited unexpectedly"
 """What is in the message where such a process died and it is not always known of what."""
 
@@ -58,6 +61,8 @@ def check_machine(config: TrainConfig) -> None:
         raise ValueError(
             f"devices is {config.devices}, but there are {cores} CPU cores for as many processes; lower devices"
         )
+    if config.data.workers > WORKERS * cores:
+        raise ValueError(f"workers is {config.data.workers}, but there are {cores} CPU cores; lower workers")
     check_processes(config.devices, config.nodes)
 
 

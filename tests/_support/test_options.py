@@ -75,6 +75,16 @@ def test_none_is_not_a_choice_where_it_is_a_value() -> None:
     assert parse_options(TrainConfig, ["--norm", "none"]).model.norm is None
 
 
+@pytest.mark.parametrize(("arguments", "before"), [([""], "tool"), (["--size", "3", "--name", ""], "--name")])
+def test_an_empty_argument_is_an_unset_variable(
+    arguments: list[str], before: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        parse_options(Outer, arguments, prog="tool")
+    error = capsys.readouterr().err
+    assert error == f"tool: error: the argument after {before} is empty; is a variable of the shell unset?\n"
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

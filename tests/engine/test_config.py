@@ -35,6 +35,8 @@ def test_as_dict_holds_every_option_by_name() -> None:
     ("options", "message"),
     [
         ({"epochs": 0}, "epochs must be positive, got 0"),
+        ({"epochs": 10**400}, "epochs must be at most 2147483647, got 1000"),
+        ({"lr": 1e308}, r"lr must be at most 2147483647, got 1e\+308"),
         ({"lr": -0.1}, "lr must be positive"),
         ({"clip_grad_norm": 0.0}, "clip_grad_norm must be positive"),
         ({"seed": -1}, "seed must not be negative"),

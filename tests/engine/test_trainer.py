@@ -176,6 +176,7 @@ def test_what_a_machine_without_cuda_cannot_do_is_refused(
         ({}, {"SLURM_NTASKS": "4"}, "SLURM_NTASKS is 4 in the environment, but devices 1 and nodes 1 make 1; pass"),
         ({"devices": 2}, {"SLURM_NTASKS": "2"}, "srun did not start this process with --ntasks-per-node; start it by"),
         ({"nodes": 2}, {"MASTER_PORT": "1"}, "find each other: MASTER_ADDR, NODE_RANK not set; start by torchrun or"),
+        ({"data": replace(CONFIG.data, workers=65)}, {}, "workers is 65, but there are 2 CPU cores; lower workers"),
         ({"devices": 99}, {}, "devices is 99, but there are 2 CPU cores for as many processes; lower devices"),
         (
             {"devices": 2},
