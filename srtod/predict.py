@@ -53,7 +53,12 @@ def _predict(options: argparse.Namespace) -> None:
         if options.threads < 1:
             raise ValueError(f"--threads must be at least 1, got {options.threads}")
         torch.set_num_threads(options.threads)
+    if options.score is not None and not 0 <= options.score <= 1:
+        raise ValueError(f"--score must be from 0 to 1, got {options.score:g}")
+    if options.overlap is not None and options.slice is None:
+        raise ValueError("--overlap is that of tiles; add --slice SIZE, or leave it out")
     precision = PRECISIONS[options.precision]
+    tiles = {} if options.overlap is None else {"overlap": options.overlap}
     load = partial(
         Predictor,
         options.checkpoint,
@@ -62,7 +67,7 @@ def _predict(options: argparse.Namespace) -> None:
         autocast=None if precision is None else getattr(torch, precision),
         score_threshold=options.score_threshold,
         detections_per_image=options.detections_per_image,
-        slicing=None if options.slice is None else Slicing(options.slice, options.overlap),
+        slicing=None if options.slice is None else Slicing(options.slice, **tiles),
         class_agnostic_nms=options.class_agnostic_nms,
     )
     (_predict_video if any(map(is_video, options.sources)) else _predict_images)(options, load)
@@ -211,7 +216,7 @@ def _parser(prog: str) -> Parser:
         help="look at larger images tile by tile, each SIZE x SIZE pixels; auto: of the training images' size",
     )
     parser.add_argument(
-        "--overlap", metavar="X", type=number, default=0.2, help="share of a tile that its neighbours see too [0.2]"
+        "--overlap", metavar="X", type=number, help="share of a tile that its neighbours see too, with --slice [0.2]"
     )
     parser.add_argument(
         "--class-agnostic-nms",

@@ -310,6 +310,8 @@ def test_a_picture_above_the_decoders_limit_is_to_be_cut(
         ("images images out", "the checkpoint images is a folder; pass a .ckpt file of a training run"),
         ("run images out", "the checkpoint run is a folder; pass run/checkpoints/best.ckpt"),
         ("a.ckpt images out --threads 0", "--threads must be at least 1, got 0"),
+        ("a.ckpt images out --score 1.5", "--score must be from 0 to 1, got 1.5"),
+        ("a.ckpt images out --overlap 0.3", "--overlap is that of tiles; add --slice SIZE, or leave it out"),
         ("cut.ckpt images out", "cut.ckpt is damaged or not a checkpoint"),
         ("plain.ckpt images out --figures", "the detector was trained without self-reconstruction and has no figures"),
         ("a.ckpt absent out", "absent does not exist; pass an image or a folder of images"),
