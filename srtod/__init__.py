@@ -8,12 +8,13 @@ from srtod._version import __version__
 if TYPE_CHECKING:
     from srtod.evaluate import score as evaluate
     from srtod.models import attach
+    from srtod.models.checkpoint import load
     from srtod.prediction import Predictor
     from srtod.train import run_training as train
 
-__all__ = ["Predictor", "__version__", "attach", "evaluate", "train"]
+__all__ = ["Predictor", "__version__", "attach", "evaluate", "load", "train"]
 
-_HOMES = {"Predictor": "srtod.prediction", "attach": "srtod.models"}
+_HOMES = {"Predictor": "srtod.prediction", "attach": "srtod.models", "load": "srtod.models.checkpoint"}
 
 
 def __getattr__(name: str) -> Any:

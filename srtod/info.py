@@ -93,7 +93,12 @@ def _version(distribution: str) -> str:
 
 def main(arguments: Sequence[str] | None = None, prog: str = "python -m srtod.info") -> None:
     parser = Parser(prog=prog, description=DESCRIPTION)
-    parser.add_argument("checkpoint", metavar="CHECKPOINT", nargs="?", help="a .ckpt file of `srtod train`")
+    parser.add_argument(
+        "checkpoint",
+        metavar="CHECKPOINT",
+        nargs="?",
+        help="a .ckpt file of `srtod train`, or hf://OWNER/NAME[@REVISION][/FILE]",
+    )
     checkpoint = parser.parse_args(arguments).checkpoint
     if checkpoint is None:
         _print(environment())

@@ -119,11 +119,7 @@ def _predict_video(options: argparse.Namespace, load: Callable[[], Predictor]) -
     every = 1 if options.every is None else options.every
     if every < 1:
         raise ValueError(f"--every must be at least 1, got {every}")
-    try:
-        video = Video(options.sources[0], every=every)
-    except ImportError as error:
-        raise ValueError(str(error)) from error
-    with video:
+    with Video(options.sources[0], every=every) as video:
         predicted = predict_video(
             load(), video, options.out, pictures=options.pictures, score=options.score, overwrite=options.overwrite
         )
@@ -166,7 +162,9 @@ def _parser(prog: str) -> Parser:
         "when all of it is done. Ctrl-C keeps the frames of a video until then. Defaults are in brackets.",
         near=NEAR,
     )
-    parser.add_argument("checkpoint", metavar="CHECKPOINT", help="a .ckpt file of `srtod train`")
+    parser.add_argument(
+        "checkpoint", metavar="CHECKPOINT", help="a .ckpt file of `srtod train`, or hf://OWNER/NAME[@REVISION][/FILE]"
+    )
     parser.add_argument(
         "sources",
         metavar="SOURCE",

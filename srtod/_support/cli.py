@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable
 from typing import TextIO
 
+from .extras import MissingExtraError
 from .memory import keep_pages
 from .signals import interruptible
 
@@ -41,7 +42,7 @@ def run(main: Callable[[], None]) -> None:
     except KeyboardInterrupt as error:
         print(str(error) or "interrupted", file=sys.stderr)
         raise SystemExit(128 + (received or [signal.SIGINT])[0]) from None
-    except (ValueError, TypeError, OSError) as error:
+    except (ValueError, TypeError, OSError, MissingExtraError) as error:
         unread = isinstance(error, BrokenPipeError) and _is_unread(sys.stdout)
         _drop_unwritten(sys.stdout)
         if unread:

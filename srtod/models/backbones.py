@@ -11,6 +11,7 @@ import torchvision
 from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
+from srtod._support.hub import on_disk
 from srtod._support.tensor_files import check_weights, read_tensors
 
 from .layers import ConvAWS2d, SAConv2d, TridentConv2d
@@ -130,8 +131,9 @@ def build_backbone(
 
     Args:
         name: one of `BACKBONES`.
-        weights: name of torchvision's weights ("IMAGENET1K_V1", "DEFAULT"), which are downloaded, or the path of a file
-            with the state dict of the torchvision classifier; None starts from random weights.
+        weights: name of torchvision's weights ("IMAGENET1K_V1", "DEFAULT"), which are downloaded; or a file with the
+            state dict of the torchvision classifier, or its address `hf://OWNER/NAME[@REVISION]/FILE`; None starts
+            from random weights.
         trainable_layers: how many of the layers (stem, stage 1 to 4), from the last backwards, are trained. Default: 3
             with weights, as the paper (stem and first stage frozen), and all 5 without.
         norm: "frozen_batch": batch norm with fixed statistics and trained scale and shift, as the paper; "batch";
@@ -262,7 +264,7 @@ def _state_dict(name: str, weights: str | Path) -> dict[str, Tensor]:
                 f"the weights {weights} of {name} could not be downloaded ({error}); fetch {chosen.url} on a "
                 f"machine that can, and pass the path of the file as weights"
             ) from error
-    path = Path(weights).expanduser()
+    path = on_disk(weights).expanduser()
     if not path.is_file():
         raise ValueError(
             f"weights={str(weights)!r} is neither a file nor one of torchvision's weights of {name}: "

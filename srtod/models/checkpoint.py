@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from os import PathLike
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,6 +11,7 @@ import torch
 
 from srtod._support.errors import first_line
 from srtod._support.files import replacing
+from srtod._support.hub import on_disk
 from srtod._support.tensor_files import check_weights, read_tensors
 from srtod._version import __version__
 from srtod.models import Detector, build_detector
@@ -18,6 +20,7 @@ from srtod.models.build import check_options
 __all__ = [
     "TrainedDetector",
     "describe",
+    "load",
     "load_detector",
     "read_checkpoint",
     "restore_detector",
@@ -69,11 +72,31 @@ class TrainedDetector(NamedTuple):
     intensity_range: tuple[float, float] | None = None
 
 
-def load_detector(path: str | Path, device: str | torch.device = "cpu", **options: Any) -> TrainedDetector:
+def load(path: str | PathLike[str], device: str | torch.device = "cpu", **options: Any) -> Detector:
+    """The detector of a checkpoint in evaluation mode, ready for `detector([image])`.
+
+    `load_detector` also gives the names of its classes, and `srtod.Predictor` reads pictures.
+
+    Args:
+        path: a checkpoint of `srtod train`; or its address on Hugging Face's hub, `hf://OWNER/NAME[@REVISION][/FILE]`,
+            where FILE is best.ckpt if there is none. The file is kept in the hub's cache. It needs the extra `hub`.
+        device: as in `load_detector`.
+        options: as in `load_detector`.
+
+    Raises:
+        ImportError: if an address is given and `huggingface_hub` is not installed.
+        FileNotFoundError, IsADirectoryError, TypeError, ValueError: as `load_detector`.
+        OSError: if an address cannot be fetched.
+    """
+    return load_detector(path, device, **options).detector
+
+
+def load_detector(path: str | PathLike[str], device: str | torch.device = "cpu", **options: Any) -> TrainedDetector:
     """Rebuilds a detector from a training checkpoint alone; nothing in the file is executed.
 
     Args:
-        path: a checkpoint of `python -m srtod.train`, such as `runs/swarm/checkpoints/best.ckpt`.
+        path: a checkpoint of `python -m srtod.train`, such as `runs/swarm/checkpoints/best.ckpt`; or its address, see
+            `load`.
         device: where the detector goes.
         options: arguments of `build_detector` in place of the training run's, such as `score_threshold`.
 
@@ -94,7 +117,7 @@ def load_detector(path: str | Path, device: str | torch.device = "cpu", **option
 
 
 def restore_detector(
-    checkpoint: Mapping[str, Any], path: str | Path, device: str | torch.device = "cpu", **options: Any
+    checkpoint: Mapping[str, Any], path: str | PathLike[str], device: str | torch.device = "cpu", **options: Any
 ) -> TrainedDetector:
     """As `load_detector`, from what `read_checkpoint` gave; of a control run it is the detector without the control.
 
@@ -146,8 +169,8 @@ def describe(model: dict[str, Any], class_names: list[str], category_ids: list[i
     return {"version": __version__, "model": model, "class_names": class_names, "category_ids": category_ids}
 
 
-def read_checkpoint(path: str | Path) -> dict[str, Any]:
-    """The content of a checkpoint of srtod's training, on the CPU.
+def read_checkpoint(path: str | PathLike[str]) -> dict[str, Any]:
+    """The content of a checkpoint of srtod's training, on the CPU; `path` is a file, or an address as in `load`.
 
     Raises:
         FileNotFoundError: if there is no such file.
@@ -155,11 +178,12 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         MemoryError: if memory runs out; torch raises a RuntimeError for it.
         ValueError: if the file is damaged, not a checkpoint of srtod's training, or its weights are not finite.
     """
-    if Path(path).is_dir():
+    path = on_disk(path, default="best.ckpt")
+    if path.is_dir():
         best = Path(path, "checkpoints", "best.ckpt")
         cure = f"pass {best}" if best.is_file() else "pass a .ckpt file of a training run"
         raise IsADirectoryError(f"the checkpoint {path} is a folder; {cure}")
-    if not Path(path).exists():
+    if not path.exists():
         raise FileNotFoundError(f"the checkpoint {path} does not exist; pass a .ckpt file of a training run")
     checkpoint = read_tensors(path, f"is damaged or not a checkpoint; {ANOTHER}")
     if not _is_ours(checkpoint):

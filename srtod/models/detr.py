@@ -23,6 +23,8 @@ from torch import Tensor, nn
 from torchvision.models.detection.image_list import ImageList
 from torchvision.ops import box_convert, clip_boxes_to_image
 
+from srtod._support.extras import MissingExtraError
+
 from .detr_targets import IgnoringRegions, relative_target
 from .heads.dense import PRIOR_PROBABILITY
 
@@ -329,5 +331,5 @@ def _library() -> ModuleType:
     try:
         import transformers
     except ImportError as error:
-        raise ImportError("this detector needs transformers; pip install 'srtod[detr]'") from error
+        raise MissingExtraError("this detector needs transformers; pip install 'srtod[detr]'") from error
     return transformers

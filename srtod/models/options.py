@@ -33,7 +33,9 @@ class DetectorOptions:
         "mobilenet_v2", "torchvision's classifier that the features come from"
     )
     weights: str | None = option(
-        None, "torchvision's name of the backbone's weights (DEFAULT), or a file; none: random", near=("pretrained",)
+        None,
+        "torchvision's name of the backbone's weights (DEFAULT), or a file, or hf://OWNER/NAME/FILE; none: random",
+        near=("pretrained",),
     )
     trainable_layers: int | None = option(
         None,

@@ -8,7 +8,6 @@ from dataclasses import replace
 from functools import partial
 from itertools import groupby, islice
 from os import PathLike, fspath
-from pathlib import Path
 from typing import Any, Literal, TypeAlias, TypeVar, overload
 
 import numpy as np
@@ -61,7 +60,7 @@ class Predictor:
     Files, PIL images and arrays of more than 8 bits are scaled by the intensity range of the training run.
 
     Args:
-        checkpoint: a checkpoint of `python -m srtod.train`.
+        checkpoint: a checkpoint of `python -m srtod.train`: a file, or its address, see `srtod.load`.
         device: "auto" for the first GPU where there is one and else the CPU, or a device such as "cuda:1".
         batch_size: the most images at once. Only images of one size that follow each other share a batch, so that no
             image is padded because of another; more than one is faster on a GPU, and changes nothing but rounding.
@@ -109,7 +108,7 @@ class Predictor:
         options = {"score_threshold": score_threshold, "detections_per_image": detections_per_image}
         self.device = _device(device)
         trained = load_detector(
-            Path(checkpoint), self.device, **{name: value for name, value in options.items() if value is not None}
+            checkpoint, self.device, **{name: value for name, value in options.items() if value is not None}
         )
         self.detector = trained.detector
         self.class_names = trained.class_names

@@ -17,6 +17,7 @@ from urllib.parse import urlsplit
 import numpy as np
 from PIL import Image
 
+from srtod._support.extras import MissingExtraError
 from srtod._support.reading import require_regular_file
 
 __all__ = ["Frame", "Video", "VideoError", "VideoWriter", "is_stream", "is_video"]
@@ -291,7 +292,7 @@ def _pyav() -> ModuleType:
     try:
         import av
     except ImportError as error:
-        raise ImportError("videos, cameras and streams need PyAV; pip install 'srtod[video]'") from error
+        raise MissingExtraError("videos, cameras and streams need PyAV; pip install 'srtod[video]'") from error
     return av
 
 
