@@ -47,7 +47,7 @@ def call(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int | str:
 
 
 def test_a_folder(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    assert call(monkeypatch, "cars", "--decode") == 0
+    assert call(monkeypatch, "cars", "--decode") == 1
     printed = capsys.readouterr().out
     lines = [" ".join(line.split()) for line in printed.splitlines()]
     assert lines[0] == "cars: COCO layout"
@@ -67,7 +67,7 @@ def test_a_folder(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 
 
 def test_a_file_with_its_images(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    assert call(monkeypatch, "cars/train.json", "cars/images", "--plot", "sizes.png") == 0
+    assert call(monkeypatch, "cars/train.json", "cars/images", "--plot", "sizes.png") == 1
     assert "train: worth a look" in capsys.readouterr().out
     assert Path("sizes.png").is_file()
     assert not Path("runs").exists()
@@ -77,7 +77,7 @@ def test_no_picture_is_overwritten(monkeypatch: pytest.MonkeyPatch, capsys: pyte
     folder = Path("runs/inspect")
     folder.mkdir(parents=True)
     (folder / "cars.png").write_text("mine")
-    assert call(monkeypatch, "cars") == 0
+    assert call(monkeypatch, "cars") == 1
     assert (folder / "cars.png").read_text() == "mine"
     assert (folder / "cars-2.png").is_file()
     capsys.readouterr()
@@ -94,7 +94,7 @@ def test_problems_of_files_and_between_splits(
     content["images"].append({"id": 2, "file_name": "train.png", "width": 64, "height": 48})
     content["images"].append({"id": 3, "file_name": "gone.png", "width": 64, "height": 48})
     Path("cars/test.json").write_text(json.dumps(content))
-    assert call(monkeypatch, "cars") == 0
+    assert call(monkeypatch, "cars") == 1
     printed = capsys.readouterr().out
     assert "images missing from cars/images; training refuses the set\n         gone.png" in printed
     assert "all splits: worth a look" in printed
@@ -109,7 +109,7 @@ def test_categories_that_differ_between_splits(
     content = json.loads(Path("cars/test.json").read_text())
     content["categories"] = [{"id": 2, "name": "car"}, {"id": 3, "name": "van"}, {"id": 4, "name": "bus"}]
     Path("cars/test.json").write_text(json.dumps(content))
-    assert call(monkeypatch, "cars") == 0
+    assert call(monkeypatch, "cars") == 1
     printed = capsys.readouterr().out
     line = "1  splits with other categories than train; training refuses to evaluate the one on the other\n"
     assert f"{line}         test (without 3 bus, with 3 van and 4 bus)\n" in printed
@@ -119,11 +119,11 @@ def test_decoding_is_suggested_where_it_was_not_done(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     hint = "only 20 images a split were decoded; --decode takes all\n\nruns/inspect/cars"
-    assert call(monkeypatch, "cars") == 0
+    assert call(monkeypatch, "cars") == 1
     printed = capsys.readouterr().out
     assert hint in printed
     assert "other categories" not in printed
-    assert call(monkeypatch, "cars", "--decode") == 0
+    assert call(monkeypatch, "cars", "--decode") == 1
     assert hint not in capsys.readouterr().out
 
 
@@ -134,7 +134,7 @@ def test_what_a_reader_leaves_out_is_a_problem(
         (tmp_path / "air" / folder).mkdir(parents=True)
     Image.new("RGB", (64, 48)).save(tmp_path / "air/images/a.jpg")
     (tmp_path / "air/annotations/a.txt").write_text("1,1,4,4,1,4,0,0\n1,1,0,4,1,4,0,0\n9,9,9,9,0,0,0,0\n")
-    assert call(monkeypatch, "air") == 0
+    assert call(monkeypatch, "air") == 1
     printed = capsys.readouterr().out
     assert printed.startswith("air: VisDrone layout\n")
     assert "left out 1 boxes, which have no area inside their image" in printed
@@ -150,7 +150,7 @@ def test_labels_without_an_image_are_a_problem(
     for name in "ab":
         (tmp_path / f"air/labels/{name}.txt").write_text("0 0.5 0.5 0.1 0.1\n")
     (tmp_path / "air/data.yaml").write_text("train: images\nnames: [car]\n")
-    assert call(monkeypatch, "air") == 0
+    assert call(monkeypatch, "air") == 1
     printed = capsys.readouterr().out
     assert "train: worth a look\n" in printed
     assert "left out 1 label files without an image of the same name: labels/b.txt; add the images" in printed
@@ -160,7 +160,7 @@ def test_a_set_without_objects(monkeypatch: pytest.MonkeyPatch, capsys: pytest.C
     for split in ("train", "test"):
         content = json.loads(Path(f"cars/{split}.json").read_text())
         Path(f"cars/{split}.json").write_text(json.dumps(content | {"annotations": []}))
-    assert call(monkeypatch, "cars") == 0
+    assert call(monkeypatch, "cars") == 1
     assert "no objects in train to fit anchors to" in capsys.readouterr().out
 
 
@@ -215,7 +215,7 @@ def test_the_training_command_fits_the_set(
     for name, content in zip(names, (crowded, other), strict=True):
         (cars / f"{name}.json").write_text(json.dumps(content))
     folder = cars.rename(cars.with_name("my cars"))
-    assert call(monkeypatch, "my cars") == 0
+    assert call(monkeypatch, "my cars") == 1
     arguments = training_command(capsys.readouterr().out)
     assert arguments == ["--data", "my cars", "--config", "small", *splits, "--detections-per-image", "200"]
     config = parse_run(TrainConfig, arguments)
@@ -234,7 +234,7 @@ def test_nothing_is_left_to_evaluate_on(
         path.unlink()
     for name in names:
         (cars / f"{name}.json").write_text(content)
-    assert call(monkeypatch, "cars") == 0
+    assert call(monkeypatch, "cars") == 1
     last = capsys.readouterr().out.splitlines()[-1]
     assert last.startswith("to train, lay out a split to train on and one to evaluate on in one folder")
 
@@ -243,6 +243,32 @@ def test_nothing_is_left_to_evaluate_on(
 def test_real_sets(
     srtod_data: Path, name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert call(monkeypatch, str(srtod_data / name)) == 0
+    assert call(monkeypatch, str(srtod_data / name)) == 1
     objects = {"sirst_v2": "514 134", "aerial_cars_kit": "1,942 651"}[name]
     assert f"objects {objects}" in [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
+
+
+def test_a_set_that_fits_has_status_0(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    for path in Path("cars").glob("*.json"):
+        content = json.loads(path.read_text())
+        path.write_text(json.dumps(content | {"categories": content["categories"][:1]}))
+    assert call(monkeypatch, "cars") == 0
+    printed = capsys.readouterr().out
+    assert "train: no problems found" in printed
+    assert "worth a look" not in printed
+    config = Path("mine.yaml")
+    config.write_text("extends: small\nanchor_scale: 16\n")
+    assert call(monkeypatch, "cars", "--config", "mine.yaml", "--min-size", "10", "--json", "found.json") == 1
+    printed = capsys.readouterr().out
+    assert "1  objects of less than 2 pixels at the size that the detector works at; raise --min-size\n" in printed
+    assert "         train.png (1.7)\n" in printed  # 8 x 10 / 48
+    assert printed.splitlines()[-1].endswith("--data cars --config mine.yaml --min-size 10")
+    found = json.loads(Path("found.json").read_text())
+    assert found["splits"]["train"] == {"images": 1, "objects": 1, "ignore_regions": 0, "classes": {"car": 1}}
+    [small, missed] = found["problems"]
+    assert (small["split"], small["where"]) == ("train", ["train.png (1.7)"])
+    assert (missed["split"], missed["where"]) == ("test", ["test.png"])
+    assert "that anchors of scale 16 miss (IoU below 0.3) and those of scale" in missed["problem"]
+    assert found["train"] == printed.splitlines()[-1].removeprefix("to train: ")
+    assert call(monkeypatch, "cars", "--json", "found.json") == 2
+    assert capsys.readouterr().err == "error: found.json exists; pass another --json, or move it away\n"

@@ -11,7 +11,7 @@ from typing import Any
 
 from .coco import read_coco
 from .layouts import TRAIN_SPLITS, DataFolder, open_folder
-from .problems import find_problems, shared_images, unlike_categories
+from .problems import Problem, find_problems, shared_images, unlike_categories
 from .statistics import SetStatistics, set_statistics
 
 __all__ = ["Inspection", "inspect_data"]
@@ -38,17 +38,18 @@ class Inspection:
         """The numbers of each split, by name."""
         return {name: set_statistics(content) for name, (content, _) in self.splits.items()}
 
-    def problems(self, *, decode: bool = False) -> Iterator[tuple[str, list[str]]]:
+    def problems(self, *, detections: int = 100, decode: bool = False) -> Iterator[tuple[str, list[Problem]]]:
         """What is wrong with each split, and at last, if anything is, with `all splits` together.
 
         Args:
-            decode: decode every image, which is slow, rather than read its header alone.
+            detections: as in `find_problems`.
+            decode: as in `find_problems`.
         """
         for name, (content, folder) in self.splits.items():
-            found = find_problems(content, folder, decode=decode)
-            yield name, [*(f"         {text}" for text in self.left_out[name]), *map(str, found)]
+            left_out = [Problem(text, []) for text in self.left_out[name]]
+            yield name, left_out + find_problems(content, folder, detections=detections, decode=decode)
         if between := [*unlike_categories(self.splits), *shared_images(self.splits)]:
-            yield "all splits", list(map(str, between))
+            yield "all splits", between
 
     @property
     def training_splits(self) -> tuple[str | None, str | None] | None:

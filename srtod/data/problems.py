@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import os
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+
+from srtod._support.reading import require_regular_file
 
 from .coco import leads_out, name_some, require_files
 from .image import PERCENTILES, deep_pixels, image_size, read_image
@@ -18,8 +21,8 @@ from .statistics import has_area
 
 __all__ = ["Problem", "find_problems", "shared_images", "unlike_categories"]
 
-MANY_OBJECTS = (100, 1500)
-"""Detections that an image may have by default, and in the AI-TOD metric."""
+METRIC_DETECTIONS = 1500
+"""Detections of an image that the AI-TOD metric counts."""
 
 EDGE = 0.01
 """What a rounded coordinate may exceed the image by, in pixels."""
@@ -31,6 +34,9 @@ FLAT, DARK, DEEP_DARK, SATURATED = 0.02, 0.1, 0.25, 0.2
 """Shares of the range that the pixels of a flat and of a dark image, of 8 bits and of more, span or reach at most; and
 the share of pixels at the top that makes a saturated one."""
 
+END = 256
+"""Bytes at the end of image files by which nearly all that differ do, beside their size."""
+
 AREA_TOLERANCE = 0.02
 """What share of an area may be the rounding of coordinates."""
 
@@ -40,23 +46,28 @@ class Problem(NamedTuple):
 
     Attributes:
         what: the problem, and what becomes of it.
-        where: the places, such as `annotation 3 (a.png)`.
+        where: the places, such as `annotation 3 (a.png)`; empty where `what` names them.
     """
 
     what: str
     where: list[str]
 
     def __str__(self) -> str:
+        if not self.where:
+            return f"         {self.what}"
         return f"{len(self.where):>7,}  {self.what}\n         {name_some(self.where)}"
 
 
-def find_problems(content: Mapping[str, Any], folder: str | Path, *, decode: bool = False) -> list[Problem]:
+def find_problems(
+    content: Mapping[str, Any], folder: str | Path, *, detections: int = 100, decode: bool = False
+) -> list[Problem]:
     """Looks for what may be wrong with a set that `srtod.data.read_coco` accepts.
 
     Args:
         content: the set as COCO data.
         folder: what each image's `file_name` is relative to.
-        decode: decode every image, which is slow, rather than read its header alone.
+        detections: the most detections an image, of the detector that is to be trained.
+        decode: decode every image, which is slow; of others than some, spaced evenly, only the headers are read.
 
     Returns:
         The problems that there are, those of annotations first.
@@ -66,43 +77,65 @@ def find_problems(content: Mapping[str, Any], folder: str | Path, *, decode: boo
     """
     require_files(content["images"], "the set")
     found: dict[str, list[str]] = defaultdict(list)
-    size_of = _decoded_size if decode else image_size
+    looked_at = _sample(content)
+    decoded = {image["file_name"] for image in (content["images"] if decode else looked_at)}
     for what, where in chain(
         _of_boxes(content),
         _of_classes(content),
-        _of_counts(content),
-        _of_files(content, Path(folder), size_of),
-        _of_pixels(content, Path(folder)),
+        _of_counts(content, detections),
+        _of_files(content, Path(folder), decoded),
+        _of_pixels(looked_at, Path(folder)),
     ):
         found[what].append(where)
     return [Problem(what, where) for what, where in found.items()]
 
 
 def shared_images(splits: Mapping[str, tuple[Mapping[str, Any], Path]]) -> list[Problem]:
-    """Image files that are in more than one split: what is tested on them has been seen in training.
+    """Images that are in more than one split, copies under another name too: a test on them was seen in training.
 
-    A `test` that has the files of `val`, as in many a data.yaml, is no leak: neither is trained on.
+    A `test` that has the images of `val`, as in many a data.yaml, is no leak: neither is trained on.
 
     Args:
         splits: content and image folder of each split, by name.
     """
-    found: dict[str, list[str]] = defaultdict(list)
-    holders: dict[str, list[str]] = defaultdict(list)
     files_of = {
-        name: frozenset(os.path.realpath(folder / image["file_name"]) for image in content["images"])
+        name: sorted({os.path.realpath(folder / image["file_name"]) for image in content["images"]})
         for name, (content, folder) in splits.items()
     }
-    if files_of.get("val") == files_of.get("test"):
-        files_of.pop("test", None)
-    for name, files in files_of.items():
-        for file in sorted(files):
-            holders[file].append(name)
-    for file, names in holders.items():
-        if len(names) > 1:
-            found[f"images that are in {' and '.join(names)}; a test should not have been seen in training"].append(
-                Path(file).name
+    known = _contents(chain.from_iterable(files_of.values()))
+    images_of = {name: {known[file]: Path(file).name for file in files} for name, files in files_of.items()}
+    if images_of.get("val", {}).keys() == images_of.get("test", {}).keys():
+        images_of.pop("test", None)
+    holders: dict[str, dict[str, str]] = defaultdict(dict)
+    for name, images in images_of.items():
+        for image, file in images.items():
+            holders[image][name] = file
+    found: dict[str, list[str]] = defaultdict(list)
+    for places in holders.values():
+        if len(places) > 1:
+            found[f"images that are in {' and '.join(places)}; a test should not have been seen in training"].append(
+                " as ".join(dict.fromkeys(places.values()))
             )
     return [Problem(what, where) for what, where in found.items()]
+
+
+def _contents(files: Iterable[str]) -> dict[str, str]:
+    """What tells the content of each file: the same for files that are alike, byte by byte. Few are read as a whole."""
+    ends: dict[tuple[int, bytes], list[str]] = defaultdict(list)
+    known = {}
+    for file in dict.fromkeys(files):
+        try:
+            require_regular_file(file)
+            with Path(file).open("rb") as stream:
+                size = stream.seek(0, os.SEEK_END)
+                stream.seek(max(0, size - END))
+                ends[size, stream.read()].append(file)
+        except (OSError, ValueError):  # which `_of_files` tells
+            known[file] = file
+    for alike in ends.values():
+        for file in alike:
+            known[file] = file if len(alike) == 1 else hashlib.sha256(Path(file).read_bytes()).hexdigest()
+    return known
 
 
 def unlike_categories(splits: Mapping[str, tuple[Mapping[str, Any], Path]]) -> list[Problem]:
@@ -165,23 +198,20 @@ def _of_classes(content: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
             yield "classes with the name of another", f"{name} (id {category['id']})"
 
 
-def _of_counts(content: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+def _of_counts(content: Mapping[str, Any], detections: int) -> Iterator[tuple[str, str]]:
     counts = Counter(entry["image_id"] for entry in content["annotations"] if not entry.get("iscrowd"))
-    few, many = MANY_OBJECTS
     for image in content["images"]:
         count = counts[image["id"]]
         where = f"{image['file_name']} ({count})"
         if not count:
             yield "images without objects; training takes them for background", image["file_name"]
-        elif count > many:
-            yield f"images with more than {many} objects; the metric counts no more detections", where
-        elif count > few:
-            yield f"images with more than {few} objects; raise detections_per_image", where
+        elif count > METRIC_DETECTIONS:
+            yield f"images with more than {METRIC_DETECTIONS} objects; the metric counts no more detections", where
+        elif count > detections:
+            yield f"images with more than {detections} objects; raise detections_per_image", where
 
 
-def _of_files(
-    content: Mapping[str, Any], folder: Path, size_of: Callable[[Path], tuple[int, int]]
-) -> Iterator[tuple[str, str]]:
+def _of_files(content: Mapping[str, Any], folder: Path, decoded: set[str]) -> Iterator[tuple[str, str]]:
     names: set[str] = set()
     for image in content["images"]:
         name, said = image["file_name"], (image["width"], image["height"])
@@ -193,7 +223,7 @@ def _of_files(
             yield "images outside the image folder; training refuses the set without allow_outside", name
             continue
         try:
-            size = size_of(folder / name)
+            size = (_decoded_size if name in decoded else image_size)(folder / name)
         except FileNotFoundError:
             yield f"images missing from {folder}; training refuses the set", name
         except ValueError:
@@ -204,12 +234,17 @@ def _of_files(
                 yield "images of another size than the annotations say; training refuses them", where
 
 
-def _of_pixels(content: Mapping[str, Any], folder: Path) -> Iterator[tuple[str, str]]:
-    """What is dark, flat or saturated among some of the images, evenly spaced."""
+def _sample(content: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """Some of the images, evenly spaced."""
     images = [image for image in content["images"] if not leads_out(image["file_name"])]
     count = min(SAMPLED, len(images))
-    for number in range(count):
-        name = images[number * len(images) // count]["file_name"]
+    return [images[number * len(images) // count] for number in range(count)]
+
+
+def _of_pixels(images: list[Mapping[str, Any]], folder: Path) -> Iterator[tuple[str, str]]:
+    """What is dark, flat or saturated among images."""
+    for image in images:
+        name = image["file_name"]
         try:
             deep = deep_pixels(folder / name)
             # The brightest channel: what is saturated in all three, and dark in all three.
@@ -217,7 +252,7 @@ def _of_pixels(content: Mapping[str, Any], folder: Path) -> Iterator[tuple[str, 
         except (FileNotFoundError, ValueError):  # which `_of_files` tells
             continue
         if what := _look(values, is_deep=deep is not None):
-            yield f"{what} (of {count} looked at)", name
+            yield f"{what} (of {len(images)} looked at)", name
 
 
 def _look(values: np.ndarray, *, is_deep: bool) -> str | None:
@@ -238,5 +273,6 @@ def _look(values: np.ndarray, *, is_deep: bool) -> str | None:
 
 def _decoded_size(path: Path) -> tuple[int, int]:
     """Width and height of an image, all of which is decoded."""
-    _, height, width = read_image(path).shape
+    deep = deep_pixels(path)  # of floating-point images, which cannot be read without a range, too
+    height, width = read_image(path).shape[-2:] if deep is None else deep.shape[-2:]
     return width, height

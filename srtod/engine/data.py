@@ -31,7 +31,7 @@ from .config import DataConfig, ModelConfig, TrainConfig
 from .distributed import is_main_process
 from .sampling import EpochSampler, EvaluationSamples, TrainingSamples, shard
 
-__all__ = ["DetectionData", "object_sizes", "objects_per_image", "steps_per_epoch"]
+__all__ = ["DetectionData", "object_sizes", "objects", "objects_per_image", "steps_per_epoch"]
 
 DARK = 2**14  # 16-bit values: images that end below it use a quarter of the range at most
 FEW = 8  # images to see that
@@ -209,17 +209,18 @@ def object_sizes(ground_truth: Mapping[str, Any], model: ModelConfig) -> Tensor:
         model: the detector, for what its images are resized to.
     """
     factors = {image["id"]: _resize_factor(model, image["height"], image["width"]) for image in ground_truth["images"]}
-    sizes = [[side * factors[entry["image_id"]] for side in entry["bbox"][2:]] for entry in _objects(ground_truth)]
+    sizes = [[side * factors[entry["image_id"]] for side in entry["bbox"][2:]] for entry in objects(ground_truth)]
     return torch.tensor(sizes, dtype=torch.float64).reshape(-1, 2)
 
 
 def objects_per_image(ground_truth: Mapping[str, Any]) -> list[int]:
     """The number of objects in each image of a set, a COCO dict, crowd regions left out."""
-    counts = Counter(entry["image_id"] for entry in _objects(ground_truth))
+    counts = Counter(entry["image_id"] for entry in objects(ground_truth))
     return [counts[image["id"]] for image in ground_truth["images"]]
 
 
-def _objects(ground_truth: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+def objects(ground_truth: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """The annotations of a set that are trained on: no crowd regions, and no boxes without an area."""
     for entry in ground_truth["annotations"]:
         if not entry.get("iscrowd") and min(entry["bbox"][2:]) > 0:
             yield entry

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-__all__ = ["AnchorFit", "AnchorLayout", "fit_anchor_scale"]
+__all__ = ["AnchorFit", "AnchorLayout", "best_overlaps", "fit_anchor_scale"]
 
 MAX_SCALE = 16.0
 """The largest scale that is tried: the side of a square anchor, in strides."""
@@ -91,21 +91,34 @@ def fit_anchor_scale(
     if sizes.dim() == 1:
         sizes = sizes[:, None].expand(-1, 2)
     sizes = _evenly_by_area(sizes, MAX_OBJECTS)
-    shapes = torch.tensor(ratios, dtype=torch.float64)
-    unit = torch.stack([shapes.rsqrt(), shapes.sqrt()], dim=1)  # width and height of an anchor of area 1
-
+    layout = AnchorLayout(tuple(strides), tuple(ratios), tuple(octaves))
     finest = min(strides)
     best: AnchorFit | None = None
     for pixels in range(2, int(MAX_SCALE * finest) + 1):
-        iou = torch.zeros(len(sizes), dtype=torch.float64)
-        for stride in strides:
-            anchors = torch.cat([unit * (pixels / finest * octave * stride) for octave in octaves])
-            iou = torch.maximum(iou, _mean_iou(sizes, anchors, stride).amax(dim=1))
+        iou = best_overlaps(sizes, pixels / finest, layout)
         mean = float(iou.mean())
         if best is None or mean > best.mean_iou + 1e-9:  # rounding must not choose between equals
             best = AnchorFit(pixels / finest, mean, float((iou >= min_iou).double().mean()))
     assert best is not None
     return best
+
+
+def best_overlaps(sizes: Tensor, scale: float, layout: AnchorLayout) -> Tensor:
+    """The IoU `[M]` of every object with its best anchor, the mean over its places, see `fit_anchor_scale`.
+
+    Args:
+        sizes: width and height of every object `[M, 2]`, float64, in pixels at the size that the detector works at.
+        scale: side of a square anchor, in strides.
+        layout: the anchors.
+    """
+    shapes = torch.tensor(layout.ratios, dtype=torch.float64)
+    unit = torch.stack([shapes.rsqrt(), shapes.sqrt()], dim=1)  # width and height of an anchor of area 1
+    iou = torch.zeros(len(sizes), dtype=torch.float64)
+    for stride in layout.strides:
+        anchors = torch.cat([unit * (scale * octave * stride) for octave in layout.octaves])
+        found = [_mean_iou(part, anchors, stride).amax(dim=1) for part in sizes.split(MAX_OBJECTS)]
+        iou = torch.maximum(iou, torch.cat(found))
+    return iou
 
 
 def _evenly_by_area(sizes: Tensor, limit: int) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 from PIL import Image
 
 from srtod.data import CocoDataset
+from srtod.data import problems as data_problems
 from srtod.data.problems import find_problems, shared_images
 
 
@@ -80,6 +82,8 @@ def test_images_with_no_objects_and_with_very_many(content: dict[str, Any], tmp_
     assert found == {"images without objects": ["a.png"], "images with more than 100 objects": ["b.png (101)"]}
     content["annotations"] += [annotation(200 + index, 1, [index % 50, index // 50, 2, 2]) for index in range(1400)]
     assert problems(content, tmp_path)["images with more than 1500 objects"] == ["b.png (1501)"]
+    [_, problem] = find_problems(content | {"annotations": content["annotations"][:20]}, tmp_path, detections=19)
+    assert str(problem) == "      1  images with more than 19 objects; raise detections_per_image\n         b.png (20)"
 
 
 def test_files(content: dict[str, Any], tmp_path: Path) -> None:
@@ -104,12 +108,16 @@ def test_size_of_images(content: dict[str, Any], tmp_path: Path) -> None:
     assert problems(content, tmp_path) == {what: ["a.png (48x64, said to be 64x48)"]}
 
 
-def test_only_decoding_finds_a_truncated_image(content: dict[str, Any], tmp_path: Path) -> None:
-    Image.effect_noise((64, 48), 50).save(tmp_path / "a.png")
-    data = (tmp_path / "a.png").read_bytes()
-    (tmp_path / "a.png").write_bytes(data[: len(data) // 2])
+def test_decoding_finds_a_truncated_image(
+    content: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = (tmp_path / "b.png").read_bytes()
+    (tmp_path / "b.png").write_bytes(data[: len(data) // 2])
+    expected = {"files that cannot be read as an image": ["b.png"]}
+    assert problems(content, tmp_path) == expected  # few images are all decoded
+    monkeypatch.setattr(data_problems, "SAMPLED", 1)
     assert problems(content, tmp_path) == {}
-    assert problems(content, tmp_path, decode=True) == {"files that cannot be read as an image": ["a.png"]}
+    assert problems(content, tmp_path, decode=True) == expected
 
 
 def test_an_image_listed_twice(content: dict[str, Any], tmp_path: Path) -> None:
@@ -133,6 +141,28 @@ def test_images_in_two_splits(content: dict[str, Any], tmp_path: Path) -> None:
     assert shared_images(both) == []
     [problem] = shared_images({"train": (content, tmp_path)} | both)
     assert problem.what.startswith("images that are in train and val;")
+
+
+def test_copies_of_an_image_in_two_splits(content: dict[str, Any], tmp_path: Path) -> None:
+    splits: dict[str, tuple[dict[str, Any], Path]] = {}
+    for split, names in {"train": ("a", "b"), "val": ("c", "b"), "test": ("d", "e")}.items():
+        (tmp_path / split).mkdir()
+        for name, source in zip(names, "ab", strict=True):
+            shutil.copy(tmp_path / f"{source}.png", tmp_path / split / f"{name}.png")
+        images = [{"file_name": f"{name}.png"} for name in names]
+        splits[split] = ({"images": images}, tmp_path / split)
+    [problem] = shared_images(splits)  # test is val again
+    assert problem.what.startswith("images that are in train and val;")
+    assert problem.where == ["a.png as c.png", "b.png"]
+    same_end = bytearray((tmp_path / "test/d.png").read_bytes())
+    same_end[30] += 1
+    (tmp_path / "test/d.png").write_bytes(same_end)
+    problems = shared_images(splits)
+    assert [problem.what.partition(";")[0] for problem in problems] == [
+        "images that are in train and val",
+        "images that are in train and val and test",
+    ]
+    assert [problem.where for problem in problems] == [["a.png as c.png"], ["b.png as e.png"]]
 
 
 def test_a_problem_is_counted_and_its_first_places_named(content: dict[str, Any], tmp_path: Path) -> None:
