@@ -13,7 +13,7 @@ from srtod._support.reading import require_regular_file
 from .coco import read_coco
 from .image_folders import locate_images
 
-__all__ = ["coco_results", "find_coco", "is_aitod", "is_aitod_v2", "is_droneswarms", "read_coco_split"]
+__all__ = ["coco_results", "find_coco", "is_aitod", "is_aitod_v2", "is_droneswarms", "read_coco_split", "split_word"]
 
 _SPLIT_WORD = re.compile(r"(?<![a-z])(trainval|train|validation|valid|val|test)(?![a-z])")
 _OTHER_TASKS = ("captions_", "person_keypoints_", "stuff_", "panoptic_", "image_info_")  # of COCO's own release
@@ -84,17 +84,17 @@ def _annotations(path: Path) -> list[tuple[Path, str]]:
     """The JSON files of a folder that have a split's name, or a JSON file on its own; each with its split."""
     files: dict[Path, str | None]
     if path.is_file():
-        files = {path: _split_word(path.stem) or path.stem} if path.suffix == ".json" else {}
+        files = {path: split_word(path.stem) or path.stem} if path.suffix == ".json" else {}
     else:
-        files = {file: _split_word(file.stem) for file in sorted(path.glob("*.json"))}
+        files = {file: split_word(file.stem) for file in sorted(path.glob("*.json"))}
         for folder in sorted(path.glob("*")):
-            split = _split_word(folder.name)
+            split = split_word(folder.name)
             if split or folder.name.lower().startswith("annotations"):
-                files |= {file: _split_word(file.stem) or split for file in sorted(folder.glob("*.json"))}
+                files |= {file: split_word(file.stem) or split for file in sorted(folder.glob("*.json"))}
     return [(file, name) for file, name in files.items() if name and not file.name.startswith(_OTHER_TASKS)]
 
 
-def _split_word(text: str) -> str | None:
+def split_word(text: str) -> str | None:
     """The split that a name tells of."""
     words = _SPLIT_WORD.findall(text.lower())
     return {"valid": "val", "validation": "val"}.get(words[-1], words[-1]) if words else None

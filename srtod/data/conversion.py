@@ -20,7 +20,7 @@ class Conversion:
     """A set that is being turned into COCO data, and the count of what that did to its boxes.
 
     Boxes without an area inside their image are dropped and counted. An ignore region, where objects were not annotated
-    one by one, becomes a crowd annotation of every category, which is how COCO's evaluators come to honour it.
+    one by one, becomes a crowd annotation of every category that it may hide: so COCO's evaluators honour it.
 
     Args:
         source: the file or folder that is read, for messages.
@@ -32,6 +32,7 @@ class Conversion:
         ignored: number of ignore regions, by the reason that they are ignored for.
         degenerate: number of boxes and regions dropped.
         unreadable: image files left out, with their boxes, because they cannot be read as an image.
+        unlabelled: image files left out, because they have no label file; the reader adds them.
         unused: label files that no image belongs to; the reader adds them.
     """
 
@@ -42,6 +43,7 @@ class Conversion:
         self.ignored: Counter[str] = Counter()
         self.degenerate = 0
         self.unreadable: list[str] = []
+        self.unlabelled: list[str] = []
         self.unused: list[str] = []
         self.content: dict[str, Any] = {
             "images": [],
@@ -72,12 +74,14 @@ class Conversion:
         if self._has_area(image, box):
             self._annotate(image, category, box, 0, more)
 
-    def add_ignored(self, image: Mapping[str, Any], box: list[float], reason: str, **more: Any) -> None:
-        """Adds an ignore region of an image; `box` is [x, y, width, height] in pixels."""
+    def add_ignored(
+        self, image: Mapping[str, Any], box: list[float], reason: str, category: int | None = None, **more: Any
+    ) -> None:
+        """Adds an ignore region of an image, of all categories or of one; `box` is [x, y, width, height] in pixels."""
         if self._has_area(image, box):
             self.ignored[reason] += 1
-            for category in self.class_names:
-                self._annotate(image, category, box, 1, more)
+            for each in self.class_names if category is None else (category,):
+                self._annotate(image, each, box, 1, more)
 
     def check_readable(self) -> None:
         """Raises an ImageError if images were added, but none of them can be read."""
@@ -99,6 +103,12 @@ class Conversion:
                 f"image, and their labels: {name_some(self.unreadable)}; replace or remove them",
                 stacklevel=3,
             )
+        if self.unlabelled:
+            warnings.warn(
+                f"{self.source}: left out {len(self.unlabelled)} images without a label file of the same name: "
+                f"{name_some(self.unlabelled)}; add the files, without objects where there are none",
+                stacklevel=3,
+            )
         if self.unused:
             warnings.warn(
                 f"{self.source}: left out {len(self.unused)} label files without an image of the same name: "
@@ -117,7 +127,11 @@ class Conversion:
         rows += [("ignore regions", self.ignored.total())]
         rows += [(f"  {reason}", count) for reason, count in sorted(self.ignored.items())]
         rows += [("boxes without area, dropped", self.degenerate)]
-        files = {"files that cannot be read as an image": self.unreadable, "label files without an image": self.unused}
+        files = {
+            "files that cannot be read as an image": self.unreadable,
+            "images without a label file": self.unlabelled,
+            "label files without an image": self.unused,
+        }
         left_out = {what: names for what, names in files.items() if names}
         width = max(map(len, [*dict(rows), *left_out]))
         lines = [f"{name:<{width}}  {count:>8}" for name, count in rows]

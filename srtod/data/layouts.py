@@ -18,6 +18,7 @@ from .coco_folder import coco_results, find_coco, is_aitod, is_aitod_v2, is_dron
 from .conversion import Conversion
 from .detection import Sample, Target
 from .visdrone import find_visdrone, read_visdrone
+from .voc import find_voc, read_voc
 from .yolo import find_yolo, read_yolo
 
 __all__ = ["LAYOUTS", "DataFolder", "Layout", "Release", "Split", "layout_names", "open_folder"]
@@ -141,6 +142,12 @@ LAYOUTS: Sequence[Layout] = (
         lambda folder, _: read_visdrone(folder),  # each split has its own
     ),
     Layout("YOLO", "data.yaml", find_yolo, read_yolo),
+    Layout(
+        "VOC",
+        "JPEGImages/ and Annotations/*.xml, or images with *.xml beside them, in the folder or in train, valid, ...",
+        find_voc,
+        read_voc,
+    ),
 )
 """The layouts that are known."""
 

@@ -89,6 +89,25 @@ def yolo(root: Path) -> None:
     write_text(root / "data.yaml", "train: images/train\nval: images/val\nnames: [drone]\n")
 
 
+XML = """<annotation><object><name>drone</name><bndbox><xmin>2</xmin><ymin>3</ymin><xmax>6</xmax><ymax>8</ymax></bndbox>
+</object></annotation>"""
+
+
+def voc(root: Path) -> None:
+    place = root / "VOC2007"
+    for split in ("train", "val", "test"):
+        write_images(place / "JPEGImages", f"{split}.jpg")
+        write_text(place / f"Annotations/{split}.xml", XML)
+        write_text(place / f"ImageSets/Main/{split}.txt", f"{split}\n")
+        write_text(place / f"ImageSets/Main/drone_{split}.txt", f"{split}  1\n")
+
+
+def voc_export(root: Path) -> None:
+    for split in ("train", "valid"):
+        write_images(root / split, f"{split}.rf.1.jpg")
+        write_text(root / split / f"{split}.rf.1.xml", XML)
+
+
 @pytest.mark.parametrize(
     ("write", "layout", "splits", "chosen"),
     [
@@ -100,6 +119,8 @@ def yolo(root: Path) -> None:
         (aitod_v2, "AI-TOD-v2", ["trainval", "test"], ("trainval", "test")),
         (visdrone, "VisDrone", ["train", "val", "test-dev"], ("train", "val")),
         (yolo, "YOLO", ["train", "val"], ("train", "val")),
+        (voc, "VOC", ["train", "val", "test"], ("train", "val")),
+        (voc_export, "VOC", ["train", "val"], ("train", "val")),
     ],
 )
 def test_layouts_are_told(

@@ -187,6 +187,10 @@ CONFIGURATION = {
 }
 DATA_YAML = {"path": ".", "train": "images", "val": "images", "nc": 2, "names": ["drone", "bird"]}
 
+VOC_XML = b"""<?xml version="1.0" encoding="utf-8"?>
+<annotation><size><width>40</width><height>30</height></size><object><name>drone</name><difficult>0</difficult>
+<bndbox><xmin>4</xmin><ymin>4</ymin><xmax>9</xmax><ymax>9</ymax></bndbox></object></annotation>"""
+
 
 @pytest.fixture(autouse=True)
 def _quiet(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
@@ -257,6 +261,20 @@ def test_visdrone(label: bytes, folder: Path, capsys: pytest.CaptureFixture[str]
     (folder / "annotations" / "a.txt").write_bytes(label)
     (folder / "annotations" / "b.txt").write_bytes(b"")
     works_or_says_why(convert.main, ["visdrone", ".", "out.json", "--overwrite"], folder, capsys)
+
+
+@FUZZ
+@given(annotation=damaged(VOC_XML), names=damaged(b"a\nb\n"))
+def test_voc(annotation: bytes, names: bytes, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root = folder / "voc"
+    (root / "Annotations").mkdir(parents=True, exist_ok=True)
+    (root / "ImageSets" / "Main").mkdir(parents=True, exist_ok=True)
+    if not (root / "JPEGImages").exists():
+        (root / "JPEGImages").symlink_to(folder / "images")
+    (root / "Annotations" / "a.xml").write_bytes(annotation)
+    (root / "Annotations" / "b.xml").write_bytes(VOC_XML)
+    (root / "ImageSets" / "Main" / "train.txt").write_bytes(names)
+    works_or_says_why(convert.main, ["voc", "voc", "out.json", "--overwrite"], folder, capsys)
 
 
 @FUZZ
