@@ -1,7 +1,7 @@
 """Data sets and transforms: `(image, target)` samples in torchvision's detection convention."""
 
 from .coco import CocoDataset, read_coco
-from .detection import DetectionDataset, DetectionSubset, Sample, Target, collate
+from .detection import DetectionDataset, DetectionSubset, Sample, SingleClass, Target, collate
 from .image import ImageError, decode_picture, image_size, list_images, read_image
 from .layouts import LAYOUTS, DataFolder, Layout, Split, layout_names, open_folder
 from .swarm import SwarmDataset
@@ -16,6 +16,7 @@ __all__ = [
     "ImageError",
     "Layout",
     "Sample",
+    "SingleClass",
     "Split",
     "SwarmDataset",
     "Target",

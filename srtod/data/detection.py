@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision import tv_tensors
 
-__all__ = ["DetectionDataset", "DetectionSubset", "Sample", "Target", "collate"]
+__all__ = ["DetectionDataset", "DetectionSubset", "Sample", "SingleClass", "Target", "collate"]
 
 Target: TypeAlias = dict[str, Any]
 Sample: TypeAlias = tuple[Tensor, Target]
@@ -106,6 +106,42 @@ class DetectionSubset(DetectionDataset):
 
     def __getitem__(self, index: int) -> Sample:
         return self.dataset[self._positions[index]]
+
+
+class SingleClass(DetectionDataset):
+    """A data set whose objects are all of one class, `object`.
+
+    An ignore region that is annotated for several classes is there once.
+
+    Args:
+        dataset: the data set, whose transforms stay.
+    """
+
+    def __init__(self, dataset: DetectionDataset) -> None:
+        self.dataset = dataset
+        self.class_names, self.category_ids = ["object"], [1]
+        self.transforms = dataset.transforms
+
+    @cached_property
+    def ground_truth(self) -> dict[str, Any]:
+        whole = self.dataset.ground_truth
+        regions: set[tuple[Any, ...]] = set()
+        annotations = []
+        for entry in whole["annotations"]:
+            if entry.get("iscrowd"):
+                region = (entry["image_id"], *entry["bbox"])
+                if region in regions:
+                    continue
+                regions.add(region)
+            annotations.append({**entry, "category_id": 1})
+        return {**whole, "annotations": annotations, "categories": [{"id": 1, "name": "object"}]}
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> Sample:
+        image, target = self.dataset[index]
+        return image, {**target, "labels": torch.ones_like(target["labels"])}
 
 
 def _bounding_boxes(boxes: np.ndarray, canvas_size: tuple[int, int]) -> tv_tensors.BoundingBoxes:

@@ -87,6 +87,11 @@ class DataConfig:
         "a 14-bit sensor; auto: the 0.1 and 99.9 percentiles of the training images; none: 0 and 65535. 8-bit images "
         "stay as they are",
     )
+    single_class: bool = option(
+        False,
+        "take the objects of all classes for one class, `object`: to find things, whatever they are",
+        near=("single_cls",),
+    )
     train_subset: int | None = option(
         None, "train on so many of the training images, evenly spaced in their order; none: all", within="positive"
     )

@@ -19,6 +19,7 @@ from srtod.data import (
     DetectionDataset,
     DetectionSubset,
     Sample,
+    SingleClass,
     SwarmDataset,
     Target,
     collate,
@@ -97,6 +98,8 @@ class DetectionData(L.LightningDataModule):
             self.name = Path(config.train_json).resolve().parent.name
             self._check_categories(config.train_json, config.test_json)
         self.intensity_range = self._set_intensity_range()
+        if config.single_class:
+            self.train_set, self.test_set = SingleClass(self.train_set), SingleClass(self.test_set)
         if config.train_subset is not None:
             self.train_set = DetectionSubset(self.train_set, config.train_subset)
         self.unreadable = {

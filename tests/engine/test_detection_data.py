@@ -121,6 +121,26 @@ def test_coco_files(coco: dict[str, Any], tmp_path: Path) -> None:
     assert data.name == tmp_path.name
 
 
+def test_a_single_class_is_that_of_all_objects(coco: dict[str, Any], tmp_path: Path) -> None:
+    coco["categories"].append({"id": 9, "name": "bus"})
+    box = coco["annotations"][0]
+    coco["annotations"] += [{**box, "id": 2, "category_id": 9, "bbox": [40, 40, 9, 9]}]
+    coco["annotations"] += [  # an ignore region is annotated for each class
+        {**box, "id": number, "category_id": category, "bbox": [0, 0, 9, 9], "iscrowd": 1}
+        for number, category in ((3, 7), (4, 9))
+    ]
+    (tmp_path / "train.json").write_text(json.dumps(coco))
+    file = str(tmp_path / "train.json")
+    config = DataConfig(train_json=file, train_images=str(tmp_path), test_json=file, single_class=True, train_subset=1)
+    data = DetectionData(config, seed=0)
+    assert (data.train_set.class_names, data.test_set.class_names) == (["object"], ["object"])
+    assert data.train_set[0][1]["labels"].tolist() == [1, 1]
+    truth = data.test_set.ground_truth
+    assert truth["categories"] == [{"id": 1, "name": "object"}]
+    assert [(entry["id"], entry["category_id"]) for entry in truth["annotations"]] == [(1, 1), (2, 1), (3, 1)]
+    assert [entry["category_id"] for entry in coco["annotations"]] == [7, 9, 7, 9]
+
+
 def test_sets_of_different_categories_are_refused(coco: dict[str, Any], tmp_path: Path) -> None:
     (tmp_path / "test.json").write_text(json.dumps(coco | {"categories": [{"id": 7, "name": "bus"}]}))
     with pytest.raises(ValueError, match=r"must list the same categories, got \{7: 'car'\} and \{7: 'bus'\}"):
