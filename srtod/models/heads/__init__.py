@@ -9,6 +9,9 @@ Every head is a module `head(batch, features, targets) -> (detections, losses)`:
 - `detections`: in evaluation one {"boxes", "labels", "scores"} an image, else an empty list;
 - `losses`: in training a dictionary of losses `[]`, else an empty dictionary.
 
+And `head.padded(images, features, size)` gives `PaddedDetections`, detections of fixed shapes, for export; `images` is
+the normalised batch `[N, 3, H, W]`, and `size` (h, w) what is no padding in each of its images.
+
 Where several processes train together and average their gradients (DDP), the one-stage heads divide by the positives of
 all of them, so that the gradients are those of one process with all the images. The two-stage heads average over the
 anchors and proposals that they sample, up to a fixed number an image. Which ones is random; where all processes sample
@@ -20,6 +23,7 @@ from .cascade import CascadeHead
 from .cascade_rpn import CascadeProposalNetwork
 from .dyhead import DyHead
 from .fcos import FCOSHead
+from .padded import PaddedDetections
 from .retinanet import RetinaNetHead
 from .rfla import rfla_region_proposal_network
 from .trident import TridentHead
@@ -31,6 +35,7 @@ __all__ = [
     "CascadeProposalNetwork",
     "DyHead",
     "FCOSHead",
+    "PaddedDetections",
     "RetinaNetHead",
     "TridentHead",
     "TwoStageHead",

@@ -9,12 +9,12 @@ import torch
 from torch import Tensor, nn
 from torchvision.models.detection.faster_rcnn import TwoMLPHead
 from torchvision.models.detection.image_list import ImageList
-from torchvision.models.detection.rpn import RegionProposalNetwork
 from torchvision.ops import clip_boxes_to_image, remove_small_boxes
 
+from .padded import PaddedDetections
 from .pooling import PyramidRoIAlign
 from .roi_heads import RoIHeads
-from .two_stage import REPRESENTATION_SIZE, float32_outputs, region_proposal_network
+from .two_stage import REPRESENTATION_SIZE, ProposalNetwork, float32_outputs, region_proposal_network
 
 __all__ = ["CascadeHead", "ClassAgnosticPredictor"]
 
@@ -64,7 +64,7 @@ class CascadeHead(nn.Module):
         proposals: int | None = None,
         allowed_border: float | None = None,
         representation_size: int = REPRESENTATION_SIZE,
-        rpn: RegionProposalNetwork | None = None,
+        rpn: ProposalNetwork | None = None,
     ) -> None:
         super().__init__()
         if rpn is None:
@@ -106,6 +106,19 @@ class CascadeHead(nn.Module):
         if self.training:
             return [], losses | self._losses(features, proposals, batch.image_sizes, targets)
         return self._detect(features, proposals, batch.image_sizes), {}
+
+    def padded(self, images: Tensor, features: dict[str, Tensor], size: tuple[int, int]) -> PaddedDetections:
+        """See `srtod.models.heads`."""
+        proposals, valid = self.rpn.padded(features, size)
+        *stages, last = cast("list[RoIHeads]", list(self.stages))
+        of_stages = []
+        for stage in stages:
+            logits, offsets = stage.predict_padded(features, proposals)
+            of_stages.append(logits)
+            boxes = stage.box_coder.decode_single(offsets, proposals.flatten(0, 1)).view_as(proposals)
+            proposals = clip_boxes_to_image(boxes, size)
+        logits, offsets = last.predict_padded(features, proposals)
+        return last.padded(torch.stack([*of_stages, logits]).mean(dim=0), offsets, proposals, valid, size)
 
     def _losses(
         self,

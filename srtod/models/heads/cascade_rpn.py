@@ -118,6 +118,20 @@ class CascadeProposalNetwork(ProposalNetwork):
             "loss_rpn_box_reg_2": BOX_WEIGHT * box_loss,
         }
 
+    def level_boxes(self, features: dict[str, Tensor], size: tuple[int, int]) -> list[tuple[Tensor, Tensor]]:
+        """See `ProposalNetwork`."""
+        first, second = self.head
+        levels = list(features.values())
+        found = []
+        for level, anchors, stride in zip(
+            levels, self.anchor_generator.of_levels(levels), self.anchor_generator.strides, strict=True
+        ):
+            bridge, offsets = first(level)
+            refined = clip_boxes_to_image(self.box_coders[0].decode(offsets, anchors), size)
+            objectness, offsets = second(bridge, refined, stride)
+            found.append((self.box_coders[1].decode(offsets, refined), objectness.squeeze(2)))
+        return found
+
     def box_loss(self, predicted: Tensor, aims: Tensor) -> Tensor:
         """Of predicted boxes `[K, 4]` and objects `[K, 4]`: 1 - IoU, summed."""
         return (1 - paired_iou(predicted, aims)).sum()

@@ -23,9 +23,11 @@ from torchvision.ops.misc import Conv2dNormActivation
 
 from ..assigners import IGNORED, without_negatives_inside
 from .anchor_generator import PyramidAnchors
+from .padded import PaddedDetections, clipped, pick, select_by_class, topk_at_most
 
 __all__ = ["DenseHead", "LevelPredictions", "centerness_targets", "conv_tower", "make_group_norm"]
 
+SMALLEST_SIDE = 1e-2  # of a detection, in pixels
 PRIOR_PROBABILITY = 0.01  # of an object at a location before training (Lin et al. 2017, section 4.1)
 
 
@@ -244,11 +246,39 @@ class DenseHead(nn.Module, ABC):
             ]
             boxes, scores, labels = (torch.cat(parts) for parts in zip(*candidates, strict=True))
             boxes = clip_boxes_to_image(boxes, size)
-            visible = remove_small_boxes(boxes, min_size=1e-2)
+            visible = remove_small_boxes(boxes, min_size=SMALLEST_SIDE)
             boxes, scores, labels = boxes[visible], scores[visible], labels[visible]
             keep = batched_nms(boxes, scores, labels, self.nms_threshold)[: self.detections_per_image]
             results.append({"boxes": boxes[keep], "labels": labels[keep], "scores": scores[keep]})
         return results
+
+    def padded(self, images: Tensor, features: dict[str, Tensor], size: tuple[int, int]) -> PaddedDetections:
+        """See `srtod.models.heads`."""
+        levels = list(features.values())
+        priors = self.priors(levels)
+        candidates = [
+            self._padded_candidates(self.predict(level, index), priors[index]) for index, level in enumerate(levels)
+        ]
+        boxes, scores, labels = (torch.cat(parts, dim=1) for parts in zip(*candidates, strict=True))
+        boxes, visible = clipped(boxes, size, SMALLEST_SIDE)
+        return select_by_class(
+            boxes,
+            scores,
+            labels,
+            visible & (scores > self.score_threshold),
+            iou=self.nms_threshold,
+            most=self.detections_per_image,
+        )
+
+    def _padded_candidates(self, level: LevelPredictions, priors: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """As `_candidates`, of all images and whatever the score: `[N, K, 4]`, `[N, K]` and `[N, K]`."""
+        scores = level.logits.sigmoid()  # [N, P, classes]
+        if level.centerness is not None:
+            scores = (scores * level.centerness.sigmoid()[..., None]).sqrt()
+        scores, index = topk_at_most(scores.flatten(1), self.candidates_per_level)
+        rows = index.div(self.num_logits, rounding_mode="floor")
+        boxes = self.decode(pick(level.regression, rows).flatten(0, 1), priors[rows.flatten()])
+        return boxes.unflatten(0, scores.shape), scores, index % self.num_logits + 1
 
     def _candidates(self, level: LevelPredictions, priors: Tensor, image: int) -> tuple[Tensor, Tensor, Tensor]:
         """Boxes `[K, 4]`, scores `[K]` and labels `[K]` of the best predictions on a level of an image."""

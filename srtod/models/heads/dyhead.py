@@ -12,6 +12,7 @@ from torchvision.models.detection.image_list import ImageList
 from ..layers import deformable_conv2d
 from .atss import ATSSHead
 from .dense import make_group_norm
+from .padded import PaddedDetections
 
 __all__ = ["DyHead", "DyHeadBlock"]
 
@@ -39,8 +40,14 @@ class DyHead(ATSSHead):
         self, batch: ImageList, features: dict[str, Tensor], targets: list[dict[str, Tensor]] | None
     ) -> tuple[list[dict[str, Tensor]], dict[str, Tensor]]:
         """See `srtod.models.heads` and `DenseHead`."""
-        levels = self.blocks(list(features.values()))
-        return super().forward(batch, dict(zip(features, levels, strict=True)), targets)
+        return super().forward(batch, self._attended(features), targets)
+
+    def padded(self, images: Tensor, features: dict[str, Tensor], size: tuple[int, int]) -> PaddedDetections:
+        """See `srtod.models.heads`."""
+        return super().padded(images, self._attended(features), size)
+
+    def _attended(self, features: dict[str, Tensor]) -> dict[str, Tensor]:
+        return dict(zip(features, self.blocks(list(features.values())), strict=True))
 
 
 class DyHeadBlock(nn.Module):

@@ -48,8 +48,11 @@ class PyramidRoIAlign(nn.Module):
             `[K_1 + ... + K_N, C, output_size, output_size]`.
         """
         images = torch.cat([torch.full_like(b[:, :1], index) for index, b in enumerate(boxes)])
-        regions = torch.cat([images, torch.cat(boxes)], dim=1)
-        level_of = self.map_levels(boxes)
+        return self.pool(features, torch.cat([images, torch.cat(boxes)], dim=1))
+
+    def pool(self, features: Mapping[str, Tensor], regions: Tensor) -> Tensor:
+        """Pools regions `[K, 5]`, each the index of its image and its box, see `forward`: `[K, C, size, size]`."""
+        level_of = self.map_levels([regions[:, 1:]])
         finest = features[self.names[0]]
         pooled = finest.new_zeros(len(regions), finest.shape[1], self.output_size, self.output_size)
         for index, (name, stride) in enumerate(zip(self.names, self.strides, strict=True)):

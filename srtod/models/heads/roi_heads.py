@@ -10,6 +10,7 @@ from torch import Tensor
 from torchvision.models.detection import roi_heads
 
 from ..assigners import MaxIoUAssigner, without_negatives_inside
+from .padded import PaddedDetections, clipped, select_by_class
 
 __all__ = ["RoIHeads"]
 
@@ -53,6 +54,44 @@ class RoIHeads(roi_heads.RoIHeads):
         )
         losses = self.losses(logits, predicted_offsets, labels, offsets)
         return [], dict(zip(("loss_classifier", "loss_box_reg"), losses, strict=True))
+
+    def predict_padded(
+        self,
+        features: dict[str, Tensor],
+        proposals: Tensor,  # [N, K, 4], in pixels
+    ) -> tuple[Tensor, Tensor]:
+        """Logits `[N * K, num_classes]` and offsets `[N * K, 4]` or `[N * K, 4 * num_classes]` of all places."""
+        images = torch.arange(len(proposals), device=proposals.device, dtype=proposals.dtype)
+        regions = F.pad(proposals, (1, 0)) + F.pad(images[:, None, None], (0, 4))
+        outputs: tuple[Tensor, Tensor] = self.box_predictor(
+            self.box_head(self.box_roi_pool.pool(features, regions.flatten(0, 1)))
+        )
+        return outputs
+
+    def padded(
+        self,
+        logits: Tensor,  # [N * K, num_classes]
+        offsets: Tensor,  # [N * K, 4], or 4 * num_classes where each class has a box of its own
+        proposals: Tensor,  # [N, K, 4], in pixels
+        valid: Tensor,  # [N, K], bool: which places hold a proposal
+        size: tuple[int, int],
+    ) -> PaddedDetections:
+        """As torchvision's `postprocess_detections`, of images that all are of `size` (h, w) without padding."""
+        num_classes = logits.shape[1]
+        scores = logits.softmax(dim=1)[:, 1:].unflatten(0, valid.shape)  # [N, K, classes]
+        boxes = self.box_coder.decode_single(offsets, proposals.flatten(0, 1)).unflatten(1, (-1, 4))
+        boxes = (boxes[:, 1:] if boxes.shape[1] > 1 else boxes.expand(-1, num_classes - 1, -1)).unflatten(0, valid.shape)
+        boxes, visible = clipped(boxes, size, 1e-2)
+        labels = torch.arange(1, num_classes, device=logits.device).expand(scores.shape)
+        kept = visible & (scores > self.score_thresh) & valid[..., None]
+        return select_by_class(
+            boxes.flatten(1, 2),
+            scores.flatten(1),
+            labels.flatten(1),
+            kept.flatten(1),
+            iou=self.nms_thresh,
+            most=self.detections_per_img,
+        )
 
     def losses(
         self,

@@ -14,6 +14,7 @@ from torchvision.models.detection.rpn import RegionProposalNetwork, RPNHead
 
 from ..assigners import IGNORED, MaxIoUAssigner, without_negatives_inside
 from .anchor_generator import ASPECT_RATIOS, PyramidAnchors
+from .padded import PaddedDetections, clipped, pick, suppress, topk_at_most
 from .pooling import PyramidRoIAlign
 from .roi_heads import RoIHeads
 
@@ -109,6 +110,12 @@ class TwoStageHead(nn.Module):
         detections, detection_losses = self.roi_heads(features, proposals, batch.image_sizes, targets)
         return detections, proposal_losses | detection_losses
 
+    def padded(self, images: Tensor, features: dict[str, Tensor], size: tuple[int, int]) -> PaddedDetections:
+        """See `srtod.models.heads`."""
+        proposals, valid = self.rpn.padded(features, size)
+        logits, offsets = self.roi_heads.predict_padded(features, proposals)
+        return self.roi_heads.padded(logits, offsets, proposals, valid, size)
+
 
 class ProposalNetwork(RegionProposalNetwork):
     """torchvision's region proposal network with the paper's sampling, 256 anchors an image, and any assigner.
@@ -173,6 +180,41 @@ class ProposalNetwork(RegionProposalNetwork):
             targets = self.with_sizes(targets, images)
         outputs: tuple[list[Tensor], dict[str, Tensor]] = super().forward(images, features, targets)
         return outputs
+
+    def padded(self, features: dict[str, Tensor], size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+        """The proposals of images that all are of `size` (h, w) without padding, see `srtod.models.heads.padded`.
+
+        Returns:
+            Proposals `[N, K, 4]`, best first, K being how many are kept, and which places hold one, bool `[N, K]`.
+        """
+        boxes, scores, levels = [], [], []
+        for index, (level_boxes, objectness) in enumerate(self.level_boxes(features, size)):
+            best, places = topk_at_most(objectness, self.pre_nms_top_n())
+            boxes.append(pick(level_boxes, places))
+            scores.append(best.sigmoid())
+            levels.append(torch.full_like(places, index))
+        proposals, large = clipped(torch.cat(boxes, dim=1), size, self.min_size)
+        places, valid = suppress(
+            proposals,
+            torch.cat(scores, dim=1),
+            torch.cat(levels, dim=1),
+            large,
+            iou=self.nms_thresh,
+            most=self.post_nms_top_n(),
+        )
+        return pick(proposals, places) * valid[..., None], valid
+
+    def level_boxes(self, features: dict[str, Tensor], size: tuple[int, int]) -> list[tuple[Tensor, Tensor]]:
+        """Boxes `[N, P, 4]` and the logits of their objectness `[N, P]`, of each level."""
+        levels = list(features.values())
+        found = []
+        for objectness, deltas, anchors in zip(
+            *self.head(levels), self.anchor_generator.of_levels(levels), strict=True
+        ):
+            deltas = deltas.unflatten(1, (-1, 4)).permute(0, 3, 4, 1, 2).flatten(1, 3)  # [N, P, 4]
+            boxes = self.box_coder.decode_single(deltas.flatten(0, 1), anchors.repeat(len(deltas), 1))
+            found.append((boxes.unflatten(0, deltas.shape[:2]), objectness.permute(0, 2, 3, 1).flatten(1)))
+        return found
 
     def with_sizes(self, targets: list[dict[str, Tensor]], images: ImageList) -> list[dict[str, Tensor]]:
         """The targets with `size` `[2]`, height and width of their image."""
