@@ -161,7 +161,7 @@ class QueryHead(nn.Module):
         """See `srtod.models.heads`."""
         height, width = images.shape[-2:]
         inside = torch.ones(size, dtype=torch.long, device=images.device)
-        mask = F.pad(inside, (0, width - size[1], 0, height - size[0])).expand(len(images), -1, -1)
+        mask = F.pad(inside, (0, width - size[1], 0, height - size[0])).expand(images.shape[0], -1, -1)
         output = self.predict(images, mask, [level.float() for level in features.values()], None)
         scores, index = topk_at_most(output.logits.sigmoid().flatten(1), self.detections_per_image)
         classes = output.logits.shape[2]

@@ -40,7 +40,8 @@ class ExportableDetector(nn.Module):
         detector = self.detector
         size = (images.shape[2], images.shape[3])
         divisor = detector.transform.size_divisible
-        padding = (0, -size[1] % divisor, 0, -size[0] % divisor)
+        height, width = (divisor * ((side + divisor - 1) // divisor) for side in size)
+        padding = (0, width - size[1], 0, height - size[0])
         pixels = F.pad(images, padding)
         batch = F.pad((images - self.mean) / self.std, padding)
         features = detector.neck(detector.backbone(batch))

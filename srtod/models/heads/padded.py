@@ -67,7 +67,7 @@ def suppress(
         `[N, most]`.
     """
     images, candidates = scores.shape
-    stride = boxes.amax() + 1
+    stride = boxes.flatten().amax(dim=0) + 1
     rows = torch.arange(images, device=boxes.device)[:, None].expand(-1, candidates)
     shift = torch.stack((groups, rows), dim=2).to(boxes.dtype) * stride
     apart = (boxes + shift.repeat(1, 1, 2)).flatten(0, 1)

@@ -54,7 +54,7 @@ class PyramidRoIAlign(nn.Module):
         """Pools regions `[K, 5]`, each the index of its image and its box, see `forward`: `[K, C, size, size]`."""
         level_of = self.map_levels([regions[:, 1:]])
         finest = features[self.names[0]]
-        pooled = finest.new_zeros(len(regions), finest.shape[1], self.output_size, self.output_size)
+        pooled = finest.new_zeros(regions.shape[0], finest.shape[1], self.output_size, self.output_size)
         for index, (name, stride) in enumerate(zip(self.names, self.strides, strict=True)):
             here = torch.where(level_of == index)[0]
             level = features[name].to(regions.dtype)  # not the other way round: bfloat16 would move boxes by 4 px

@@ -61,7 +61,7 @@ class RoIHeads(roi_heads.RoIHeads):
         proposals: Tensor,  # [N, K, 4], in pixels
     ) -> tuple[Tensor, Tensor]:
         """Logits `[N * K, num_classes]` and offsets `[N * K, 4]` or `[N * K, 4 * num_classes]` of all places."""
-        images = torch.arange(len(proposals), device=proposals.device, dtype=proposals.dtype)
+        images = torch.arange(proposals.shape[0], device=proposals.device, dtype=proposals.dtype)
         regions = F.pad(proposals, (1, 0)) + F.pad(images[:, None, None], (0, 4))
         outputs: tuple[Tensor, Tensor] = self.box_predictor(
             self.box_head(self.box_roi_pool.pool(features, regions.flatten(0, 1)))

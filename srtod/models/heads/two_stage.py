@@ -212,7 +212,7 @@ class ProposalNetwork(RegionProposalNetwork):
             *self.head(levels), self.anchor_generator.of_levels(levels), strict=True
         ):
             deltas = deltas.unflatten(1, (-1, 4)).permute(0, 3, 4, 1, 2).flatten(1, 3)  # [N, P, 4]
-            boxes = self.box_coder.decode_single(deltas.flatten(0, 1), anchors.repeat(len(deltas), 1))
+            boxes = self.box_coder.decode_single(deltas.flatten(0, 1), anchors.repeat(deltas.shape[0], 1))
             found.append((boxes.unflatten(0, deltas.shape[:2]), objectness.permute(0, 2, 3, 1).flatten(1)))
         return found
 

@@ -329,7 +329,7 @@ class SelfReconstruction(nn.Module):
         return valid_mask(cells, features.shape[2], features.shape[3])
 
     def _check(self, features: Tensor, image: Tensor, image_sizes: Sequence[tuple[int, int]] | None) -> None:
-        if features.dim() != 4 or image.dim() != 4 or image.shape[1] != 3 or len(image) != len(features):
+        if features.dim() != 4 or image.dim() != 4 or image.shape[1] != 3 or image.shape[0] != features.shape[0]:
             is_grey = image.dim() == 4 and image.shape[1] == 1
             raise ValueError(
                 f"SelfReconstruction expects features [N, C, h, w] and image [N, 3, H, W] with the same N, "
