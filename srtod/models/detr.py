@@ -27,7 +27,7 @@ from srtod._support.extras import MissingExtraError
 
 from .detr_targets import IgnoringRegions, relative_target
 from .heads.dense import PRIOR_PROBABILITY
-from .heads.padded import PaddedDetections, clipped, pick, topk_at_most
+from .heads.padded import PaddedDetections, clipped, padded_topk, pick
 
 __all__ = ["DFineHead", "DFinePyramid", "DeformableDetrHead", "DeformableDetrPyramid"]
 
@@ -163,13 +163,14 @@ class QueryHead(nn.Module):
         inside = torch.ones(size, dtype=torch.long, device=images.device)
         mask = F.pad(inside, (0, width - size[1], 0, height - size[0])).expand(images.shape[0], -1, -1)
         output = self.predict(images, mask, [level.float() for level in features.values()], None)
-        scores, index = topk_at_most(output.logits.sigmoid().flatten(1), self.detections_per_image)
+        scores, index, _ = padded_topk(output.logits.sigmoid().flatten(1), self.detections_per_image)  # none: -inf
         classes = output.logits.shape[2]
         corners = box_convert(output.pred_boxes, "cxcywh", "xyxy") * _sides(output.pred_boxes, height, width)
         boxes, _ = clipped(pick(corners, index.div(classes, rounding_mode="floor")), size, 0)
         kept = (scores > self.score_threshold) & (boxes[..., 2:] > boxes[..., :2]).all(dim=2)
-        scores, order = (scores * kept).sort(dim=1, descending=True, stable=True)
-        return PaddedDetections(pick(boxes * kept[..., None], order), ((index % classes + 1) * kept).gather(1, order), scores)
+        scores, order = scores.where(kept, 0).sort(dim=1, descending=True, stable=True)
+        labels = (index % classes + 1) * kept
+        return PaddedDetections(pick(boxes * kept[..., None], order), labels.gather(1, order), scores)
 
     def _losses(self, parts: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The losses of all layers in one of each kind."""

@@ -23,7 +23,9 @@ class ExportableDetector(nn.Module):
     def __init__(self, detector: Detector) -> None:
         super().__init__()
         self.detector = detector
-        mean, std = (Tensor(values)[:, None, None] for values in (detector.transform.image_mean, detector.transform.image_std))
+        mean, std = (
+            Tensor(values)[:, None, None] for values in (detector.transform.image_mean, detector.transform.image_std)
+        )
         self.register_buffer("mean", mean, persistent=False)
         self.register_buffer("std", std, persistent=False)
 

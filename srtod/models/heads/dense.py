@@ -23,7 +23,7 @@ from torchvision.ops.misc import Conv2dNormActivation
 
 from ..assigners import IGNORED, without_negatives_inside
 from .anchor_generator import PyramidAnchors
-from .padded import PaddedDetections, clipped, pick, select_by_class, topk_at_most
+from .padded import PaddedDetections, clipped, padded_topk, pick, select_by_class
 
 __all__ = ["DenseHead", "LevelPredictions", "centerness_targets", "conv_tower", "make_group_norm"]
 
@@ -275,7 +275,7 @@ class DenseHead(nn.Module, ABC):
         scores = level.logits.sigmoid()  # [N, P, classes]
         if level.centerness is not None:
             scores = (scores * level.centerness.sigmoid()[..., None]).sqrt()
-        scores, index = topk_at_most(scores.flatten(1), self.candidates_per_level)
+        scores, index, _ = padded_topk(scores.flatten(1), self.candidates_per_level)  # none: -inf, below any threshold
         rows = index.div(self.num_logits, rounding_mode="floor")
         boxes = self.decode(pick(level.regression, rows).flatten(0, 1), priors[rows.flatten()])
         return boxes.unflatten(0, scores.shape), scores, index % self.num_logits + 1

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torchvision.ops import clip_boxes_to_image, nms
 
-__all__ = ["PaddedDetections", "clipped", "pick", "select_by_class", "suppress", "topk_at_most"]
+__all__ = ["PaddedDetections", "clipped", "padded_topk", "pick", "select_by_class", "suppress"]
 
 
 class PaddedDetections(NamedTuple):
@@ -44,7 +44,9 @@ def select_by_class(
     """The detections among candidates: the best `most` of each image after suppression by class."""
     index, kept = suppress(boxes, scores, labels, valid, iou=iou, most=most)
     return PaddedDetections(
-        pick(boxes, index) * kept[..., None], labels.gather(1, index) * kept, scores.gather(1, index) * kept
+        pick(boxes, index).where(kept[..., None], 0),
+        labels.gather(1, index).where(kept, 0),
+        scores.gather(1, index).where(kept, 0),
     )
 
 
@@ -74,17 +76,19 @@ def suppress(
     (considered,) = torch.where(valid.flatten())
     survivors = considered[nms(apart[considered], scores.flatten()[considered], iou)]
     survives = torch.zeros_like(scores.flatten()).index_fill(0, survivors, 1.0).view(images, candidates) > 0
-    # Padded, since there may be fewer candidates than places; -1 comes behind every score.
-    ranked = F.pad(scores.where(survives, -1.0), (0, most), value=-1.0)
-    best, index = ranked.topk(most, dim=1)
-    kept = best >= 0
-    return index.where(kept, 0), kept
+    best, index, _ = padded_topk(scores.where(survives, -1.0), most)  # -1 comes behind every score
+    return index, best >= 0
 
 
-def topk_at_most(scores: Tensor, most: int) -> tuple[Tensor, Tensor]:
-    """The best `most` of `[N, C]`, or all where there are fewer, best first: scores and places, `[N, K]` each."""
-    values, index = scores.topk(torch.sym_min(most, scores.shape[1]), dim=1)
-    return values, index
+def padded_topk(scores: Tensor, most: int) -> tuple[Tensor, Tensor, Tensor]:
+    """The best `most` of scores `[N, C]`, best first, also where there are fewer.
+
+    Returns:
+        Scores, places, and which of them are any, `[N, most]` each. A place that is none is 0.
+    """
+    values, index = F.pad(scores, (0, most), value=-torch.inf).topk(most, dim=1)
+    found = index < scores.shape[1]
+    return values, index.where(found, 0), found
 
 
 def pick(values: Tensor, index: Tensor) -> Tensor:

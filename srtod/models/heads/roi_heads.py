@@ -80,7 +80,9 @@ class RoIHeads(roi_heads.RoIHeads):
         num_classes = logits.shape[1]
         scores = logits.softmax(dim=1)[:, 1:].unflatten(0, valid.shape)  # [N, K, classes]
         boxes = self.box_coder.decode_single(offsets, proposals.flatten(0, 1)).unflatten(1, (-1, 4))
-        boxes = (boxes[:, 1:] if boxes.shape[1] > 1 else boxes.expand(-1, num_classes - 1, -1)).unflatten(0, valid.shape)
+        boxes = (boxes[:, 1:] if boxes.shape[1] > 1 else boxes.expand(-1, num_classes - 1, -1)).unflatten(
+            0, valid.shape
+        )
         boxes, visible = clipped(boxes, size, 1e-2)
         labels = torch.arange(1, num_classes, device=logits.device).expand(scores.shape)
         kept = visible & (scores > self.score_thresh) & valid[..., None]

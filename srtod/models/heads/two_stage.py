@@ -14,7 +14,7 @@ from torchvision.models.detection.rpn import RegionProposalNetwork, RPNHead
 
 from ..assigners import IGNORED, MaxIoUAssigner, without_negatives_inside
 from .anchor_generator import ASPECT_RATIOS, PyramidAnchors
-from .padded import PaddedDetections, clipped, pick, suppress, topk_at_most
+from .padded import PaddedDetections, clipped, padded_topk, pick, suppress
 from .pooling import PyramidRoIAlign
 from .roi_heads import RoIHeads
 
@@ -187,22 +187,23 @@ class ProposalNetwork(RegionProposalNetwork):
         Returns:
             Proposals `[N, K, 4]`, best first, K being how many are kept, and which places hold one, bool `[N, K]`.
         """
-        boxes, scores, levels = [], [], []
+        boxes, scores, levels, found = [], [], [], []
         for index, (level_boxes, objectness) in enumerate(self.level_boxes(features, size)):
-            best, places = topk_at_most(objectness, self.pre_nms_top_n())
+            best, places, any_ = padded_topk(objectness, self.pre_nms_top_n())
             boxes.append(pick(level_boxes, places))
             scores.append(best.sigmoid())
             levels.append(torch.full_like(places, index))
+            found.append(any_)
         proposals, large = clipped(torch.cat(boxes, dim=1), size, self.min_size)
         places, valid = suppress(
             proposals,
             torch.cat(scores, dim=1),
             torch.cat(levels, dim=1),
-            large,
+            large & torch.cat(found, dim=1),
             iou=self.nms_thresh,
             most=self.post_nms_top_n(),
         )
-        return pick(proposals, places) * valid[..., None], valid
+        return pick(proposals, places).where(valid[..., None], 0), valid
 
     def level_boxes(self, features: dict[str, Tensor], size: tuple[int, int]) -> list[tuple[Tensor, Tensor]]:
         """Boxes `[N, P, 4]` and the logits of their objectness `[N, P]`, of each level."""
