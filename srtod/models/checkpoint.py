@@ -62,6 +62,7 @@ class TrainedDetector(NamedTuple):
         metrics: what the evaluation that came with the checkpoint measured, empty if none did.
         image_size: (height, width) of most training images; None in checkpoints that do not know it.
         intensity_range: low and high, see `srtod.data.read_image`; None: 0 and 65535.
+        name: what `build_detector` calls the detector.
     """
 
     detector: Detector
@@ -70,6 +71,7 @@ class TrainedDetector(NamedTuple):
     metrics: dict[str, float]
     image_size: tuple[int, int] | None = None
     intensity_range: tuple[float, float] | None = None
+    name: str = ""
 
 
 def load(path: str | PathLike[str], device: str | torch.device = "cpu", **options: Any) -> Detector:
@@ -138,7 +140,8 @@ def restore_detector(
     }
     try:
         # Weights that are replaced at once are neither read nor downloaded, whatever the file says.
-        detector = build_detector(**BEFORE | description["model"] | {"weights": None} | options)
+        model = BEFORE | description["model"] | {"weights": None} | options
+        detector = build_detector(**model)
         detector.load_state_dict(state)
     except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
         written = description["version"]
@@ -155,6 +158,7 @@ def restore_detector(
         checkpoint.get(METRICS, {}),
         None if size is None else (int(size[0]), int(size[1])),
         None if span is None else (float(span[0]), float(span[1])),
+        model["name"],
     )
 
 

@@ -168,7 +168,7 @@ class QueryHead(nn.Module):
         corners = box_convert(output.pred_boxes, "cxcywh", "xyxy") * _sides(output.pred_boxes, height, width)
         boxes, _ = clipped(pick(corners, index.div(classes, rounding_mode="floor")), size, 0)
         kept = (scores > self.score_threshold) & (boxes[..., 2:] > boxes[..., :2]).all(dim=2)
-        scores, order = scores.where(kept, 0).sort(dim=1, descending=True, stable=True)
+        scores, order = scores.where(kept, 0).topk(self.detections_per_image, dim=1)  # what is not kept comes last
         labels = (index % classes + 1) * kept
         return PaddedDetections(pick(boxes * kept[..., None], order), labels.gather(1, order), scores)
 

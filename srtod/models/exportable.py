@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -19,6 +21,10 @@ class ExportableDetector(nn.Module):
     Args:
         detector: the detector, in evaluation mode; used and not copied.
     """
+
+    detector: Detector
+    mean: Tensor  # [3, 1, 1]
+    std: Tensor  # [3, 1, 1]
 
     def __init__(self, detector: Detector) -> None:
         super().__init__()
@@ -50,5 +56,6 @@ class ExportableDetector(nn.Module):
         if detector.self_reconstruction is not None:
             finest = next(iter(features))
             features[finest] = detector.self_reconstruction.enhance(features[finest], pixels)
-        boxes, labels, scores = detector.head.padded(batch, features, size)
+        head: Any = detector.head
+        boxes, labels, scores = head.padded(batch, features, size)
         return boxes, labels, scores
