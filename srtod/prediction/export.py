@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import shutil
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -137,12 +138,12 @@ def export_detector(
             with _quiet():
                 run = _WRITERS[format_](trained, pictures[0], made, metadata)
                 agreement = _compare(trained, run, pictures)
-        except (RuntimeError, TypeError, ValueError, NotImplementedError, AttributeError) as error:
-            if is_out_of_memory(error):
+        except Exception as error:  # exporters and runtimes raise errors of any kind
+            if isinstance(error, OSError) or is_out_of_memory(error):
                 raise
             raise ValueError(
                 f"{trained.name} with the options of {checkpoint} cannot be exported to {path.suffix} "
-                f"({first_line(error)}); docs/export.md lists what can"
+                f"({_cause(error)}); docs/export.md lists what can"
             ) from error
         if agreement.unlike > MOST_UNLIKE * agreement.detections:
             raise ValueError(
@@ -152,6 +153,13 @@ def export_detector(
         with made.open("rb") as content:
             shutil.copyfileobj(content, file)
     return Exported(path, metadata, agreement)
+
+
+def _cause(error: BaseException) -> str:
+    """The first line of what an error goes back to: exporters wrap each in several that say less."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return first_line(error)
 
 
 def _format(path: Path) -> Format:
@@ -223,7 +231,9 @@ def _write_onnx(trained: TrainedDetector, images: Tensor, path: Path, metadata: 
 
     import onnxruntime
 
-    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4  # errors are raised
+    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
 
     def run(images: Tensor) -> Detections:
         boxes, labels, scores = map(torch.from_numpy, session.run(None, {"images": images.numpy()}))
@@ -257,13 +267,25 @@ def _trace(trained: TrainedDetector, images: Tensor) -> torch.export.ExportedPro
     dynamic = torch.export.Dim.DYNAMIC
     dimensions = {2: dynamic, 3: dynamic} if trained.name in FIXED_BATCH else {0: dynamic, 2: dynamic, 3: dynamic}
     model = ExportableDetector(trained.detector).eval().requires_grad_(False)
-    with torch.no_grad():
+    with torch.no_grad(), _unchecked():
         return torch.export.export(
             model,
             (images,),
             dynamic_shapes=(dimensions,),
             prefer_deferred_runtime_asserts_over_guards=True,  # of sizes, which the guards could not express
         )
+
+
+@contextmanager
+def _unchecked() -> Iterator[None]:
+    """Without checks inside `transformers`, which would become parts of the program that ONNX does not have."""
+    name = "TRANSFORMERS_DISABLE_TORCH_CHECK"
+    before = os.environ.get(name, "0")
+    os.environ[name] = "1"
+    try:
+        yield
+    finally:
+        os.environ[name] = before
 
 
 @torch.no_grad()
