@@ -27,7 +27,6 @@ from srtod._support.extras import MissingExtraError
 
 from .detr_targets import IgnoringRegions, relative_target
 from .heads.dense import PRIOR_PROBABILITY
-from .heads.padded import PaddedDetections, clipped, padded_topk, pick
 
 __all__ = ["DFineHead", "DFinePyramid", "DeformableDetrHead", "DeformableDetrPyramid"]
 
@@ -128,17 +127,8 @@ class QueryHead(nn.Module):
         self.detections_per_image = detections_per_image
         self.score_threshold = score_threshold
 
-    def predict(
-        self, images: Tensor, mask: Tensor, levels: list[Tensor], labels: list[dict[str, Tensor]] | None
-    ) -> Any:
-        """The library's output, with `loss_dict` if there are labels.
-
-        Args:
-            images: the batch `[N, 3, H, W]`.
-            mask: 1 where it is no padding, int64 `[N, H, W]`.
-            levels: the pyramid, each level `[N, C, h, w]`, float32.
-            labels: what is to be found in training.
-        """
+    def predict(self, batch: ImageList, levels: list[Tensor], labels: list[dict[str, Tensor]] | None) -> Any:
+        """The library's output, with `loss_dict` if there are labels."""
         raise NotImplementedError
 
     def forward(
@@ -149,28 +139,10 @@ class QueryHead(nn.Module):
             [relative_target(target, batch) for target in targets] if self.training and targets is not None else None
         )
         with torch.autocast(batch.tensors.device.type, enabled=False):
-            mask = torch.zeros(batch.tensors[:, 0].shape, dtype=torch.long, device=batch.tensors.device)
-            for index, (height, width) in enumerate(batch.image_sizes):
-                mask[index, :height, :width] = 1
-            output = self.predict(batch.tensors, mask, [level.float() for level in features.values()], labels)
+            output = self.predict(batch, [level.float() for level in features.values()], labels)
             if labels is None:
                 return self._detections(output.logits, output.pred_boxes, batch), {}
             return [], self._losses(output.loss_dict)
-
-    def padded(self, images: Tensor, features: Mapping[str, Tensor], size: tuple[int, int]) -> PaddedDetections:
-        """See `srtod.models.heads`."""
-        height, width = images.shape[-2:]
-        inside = torch.ones(size, dtype=torch.long, device=images.device)
-        mask = F.pad(inside, (0, width - size[1], 0, height - size[0])).expand(images.shape[0], -1, -1)
-        output = self.predict(images, mask, [level.float() for level in features.values()], None)
-        scores, index, _ = padded_topk(output.logits.sigmoid().flatten(1), self.detections_per_image)  # none: -inf
-        classes = output.logits.shape[2]
-        corners = box_convert(output.pred_boxes, "cxcywh", "xyxy") * _sides(output.pred_boxes, height, width)
-        boxes, _ = clipped(pick(corners, index.div(classes, rounding_mode="floor")), size, 0)
-        kept = (scores > self.score_threshold) & (boxes[..., 2:] > boxes[..., :2]).all(dim=2)
-        scores, order = scores.where(kept, 0).topk(self.detections_per_image, dim=1)  # what is not kept comes last
-        labels = (index % classes + 1) * kept
-        return PaddedDetections(pick(boxes * kept[..., None], order), labels.gather(1, order), scores)
 
     def _losses(self, parts: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The losses of all layers in one of each kind."""
@@ -186,7 +158,7 @@ class QueryHead(nn.Module):
 
     def _detections(self, logits: Tensor, boxes: Tensor, batch: ImageList) -> list[dict[str, Tensor]]:
         height, width = batch.tensors.shape[-2:]
-        corners = box_convert(boxes, "cxcywh", "xyxy") * _sides(boxes, height, width)
+        corners = box_convert(boxes, "cxcywh", "xyxy") * boxes.new_tensor([width, height, width, height])
         classes = logits.shape[2]
         most = min(self.detections_per_image, logits.shape[1] * classes)
         detections = []
@@ -247,13 +219,14 @@ class DeformableDetrHead(QueryHead):
             score_threshold=score_threshold,
         )
 
-    def predict(
-        self, images: Tensor, mask: Tensor, levels: list[Tensor], labels: list[dict[str, Tensor]] | None
-    ) -> Any:
+    def predict(self, batch: ImageList, levels: list[Tensor], labels: list[dict[str, Tensor]] | None) -> Any:
         """See `QueryHead`."""
+        mask = torch.zeros(batch.tensors[:, 0].shape, dtype=torch.long, device=batch.tensors.device)
+        for index, (height, width) in enumerate(batch.image_sizes):
+            mask[index, :height, :width] = 1
         given = self.model.model.backbone
         given.levels = levels
-        output = self.model(images.float(), pixel_mask=mask, labels=labels)
+        output = self.model(batch.tensors.float(), pixel_mask=mask, labels=labels)
         given.levels = []
         return output
 
@@ -290,9 +263,7 @@ class DFineHead(QueryHead):
             score_threshold=score_threshold,
         )
 
-    def predict(
-        self, images: Tensor, mask: Tensor, levels: list[Tensor], labels: list[dict[str, Tensor]] | None
-    ) -> Any:
+    def predict(self, batch: ImageList, levels: list[Tensor], labels: list[dict[str, Tensor]] | None) -> Any:
         """See `QueryHead`."""
         from transformers.modeling_outputs import BaseModelOutput
 
@@ -300,11 +271,6 @@ class DFineHead(QueryHead):
         self.model.model.config.num_denoising = MOST_DENOISED if most <= MOST_DENOISED else 0
         encoded = BaseModelOutput(last_hidden_state=cast(Any, levels))  # the library types it as one level
         return self.model(None, inputs_embeds=levels[0], encoder_outputs=encoded, labels=labels)
-
-
-def _sides(boxes: Tensor, height: int, width: int) -> Tensor:
-    """What relative coordinates (x1, y1, x2, y2) are times, `[4]`."""
-    return torch.stack([boxes.new_full((), side) for side in (width, height, width, height)])
 
 
 class _GivenPyramid(nn.Module):

@@ -57,5 +57,5 @@ class ExportableDetector(nn.Module):
             finest = next(iter(features))
             features[finest] = detector.self_reconstruction.enhance(features[finest], pixels)
         head: Any = detector.head
-        boxes, labels, scores = head.padded(batch, features, size)
+        boxes, labels, scores = head.padded(features, size)
         return boxes, labels, scores

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import shutil
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -30,20 +29,19 @@ from srtod.models.checkpoint import TrainedDetector, load_detector
 from srtod.models.exportable import ExportableDetector
 from srtod.ops import use_reference
 
-__all__ = ["FIXED_BATCH", "NOT_EXPORTED", "OPSET", "Agreement", "Exported", "export_detector"]
+__all__ = ["NOT_EXPORTED", "OPSET", "Agreement", "Exported", "export_detector"]
 
 Format = Literal["onnx", "pt2"]
 
 OPSET = 20
-"""Of ONNX's standard operators; the first with all that the detectors need is 19."""
+"""Of ONNX's standard operators; deformable convolutions are there from 19 on."""
 
 LIBRARIES = ("onnx", "onnxscript", "onnxruntime")
 
-FIXED_BATCH = ("dfine",)
-"""Detectors whose exported batch is one image: `transformers` computes with the batch's size as a number."""
-
-NOT_EXPORTED: dict[tuple[str, Format], str] = {}
-"""Detectors that a format cannot hold, and why, as the end of a sentence."""
+NOT_EXPORTED = dict.fromkeys(
+    ("deformable_detr", "dfine"), "the library transformers fixes the size of the images in its program"
+)
+"""Detectors that no file can hold, and why."""
 
 SIZES = ((256, 320), (384, 256))
 """Height and width of the pictures that a file is checked on."""
@@ -127,11 +125,11 @@ def export_detector(
     _check_libraries(format_)
     options: dict[str, Any] = {"score_threshold": score_threshold, "detections_per_image": detections_per_image}
     trained = load_detector(checkpoint, **{name: value for name, value in options.items() if value is not None})
-    if why := NOT_EXPORTED.get((trained.name, format_)):
-        raise ValueError(f"{trained.name} cannot be exported to {path.suffix}: {why}")
+    if why := NOT_EXPORTED.get(trained.name):
+        raise ValueError(f"{trained.name} cannot be exported: {why}; choose another detector")
     metadata = _metadata(trained, format_)
     trained.detector.transform = DetectionTransform(None, None)  # resizing is left to whoever runs the file
-    pictures = _pictures(batched=trained.name not in FIXED_BATCH)
+    pictures = _pictures()
     with replacing(path, binary=True) as file, TemporaryDirectory() as folder:
         made = Path(folder, f"detector{path.suffix}")
         try:
@@ -204,11 +202,10 @@ def _metadata(trained: TrainedDetector, format_: Format) -> dict[str, str]:
     } | ({"opset": str(OPSET)} if format_ == "onnx" else {"torch": str(torch.__version__)})
 
 
-def _pictures(*, batched: bool) -> list[Tensor]:
-    """A batch `[N, 3, H, W]` of each size, of generated pictures; the first holds two where batches may differ."""
+def _pictures() -> list[Tensor]:
+    """A batch `[N, 3, H, W]` of each size, of generated pictures: two in the first, one in the second."""
     first, second = (SwarmDataset(2, size) for size in SIZES)
-    images = [first[0][0], first[1][0]] if batched else [first[0][0]]
-    return [torch.stack(images), second[0][0][None]]
+    return [torch.stack([first[0][0], first[1][0]]), second[0][0][None]]
 
 
 Runner = Callable[[Tensor], Detections]
@@ -263,29 +260,16 @@ _WRITERS: dict[Format, Callable[[TrainedDetector, Tensor, Path, dict[str, str]],
 
 
 def _trace(trained: TrainedDetector, images: Tensor) -> torch.export.ExportedProgram:
-    """The detector's program for images of any size, and for batches of any size if the detector allows it."""
+    """The detector's program for images and batches of any size."""
     dynamic = torch.export.Dim.DYNAMIC
-    dimensions = {2: dynamic, 3: dynamic} if trained.name in FIXED_BATCH else {0: dynamic, 2: dynamic, 3: dynamic}
     model = ExportableDetector(trained.detector).eval().requires_grad_(False)
-    with torch.no_grad(), _unchecked():
+    with torch.no_grad():
         return torch.export.export(
             model,
             (images,),
-            dynamic_shapes=(dimensions,),
+            dynamic_shapes=({0: dynamic, 2: dynamic, 3: dynamic},),
             prefer_deferred_runtime_asserts_over_guards=True,  # of sizes, which the guards could not express
         )
-
-
-@contextmanager
-def _unchecked() -> Iterator[None]:
-    """Without checks inside `transformers`, which would become parts of the program that ONNX does not have."""
-    name = "TRANSFORMERS_DISABLE_TORCH_CHECK"
-    before = os.environ.get(name, "0")
-    os.environ[name] = "1"
-    try:
-        yield
-    finally:
-        os.environ[name] = before
 
 
 @torch.no_grad()

@@ -107,7 +107,7 @@ class CascadeHead(nn.Module):
             return [], losses | self._losses(features, proposals, batch.image_sizes, targets)
         return self._detect(features, proposals, batch.image_sizes), {}
 
-    def padded(self, images: Tensor, features: dict[str, Tensor], size: tuple[int, int]) -> PaddedDetections:
+    def padded(self, features: dict[str, Tensor], size: tuple[int, int]) -> PaddedDetections:
         """See `srtod.models.heads`."""
         proposals, valid = self.rpn.padded(features, size)
         *stages, last = cast("list[RoIHeads]", list(self.stages))

@@ -252,7 +252,7 @@ class DenseHead(nn.Module, ABC):
             results.append({"boxes": boxes[keep], "labels": labels[keep], "scores": scores[keep]})
         return results
 
-    def padded(self, images: Tensor, features: dict[str, Tensor], size: tuple[int, int]) -> PaddedDetections:
+    def padded(self, features: dict[str, Tensor], size: tuple[int, int]) -> PaddedDetections:
         """See `srtod.models.heads`."""
         levels = list(features.values())
         priors = self.priors(levels)

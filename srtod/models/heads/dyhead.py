@@ -42,9 +42,9 @@ class DyHead(ATSSHead):
         """See `srtod.models.heads` and `DenseHead`."""
         return super().forward(batch, self._attended(features), targets)
 
-    def padded(self, images: Tensor, features: dict[str, Tensor], size: tuple[int, int]) -> PaddedDetections:
+    def padded(self, features: dict[str, Tensor], size: tuple[int, int]) -> PaddedDetections:
         """See `srtod.models.heads`."""
-        return super().padded(images, self._attended(features), size)
+        return super().padded(self._attended(features), size)
 
     def _attended(self, features: dict[str, Tensor]) -> dict[str, Tensor]:
         return dict(zip(features, self.blocks(list(features.values())), strict=True))

@@ -110,7 +110,7 @@ class TwoStageHead(nn.Module):
         detections, detection_losses = self.roi_heads(features, proposals, batch.image_sizes, targets)
         return detections, proposal_losses | detection_losses
 
-    def padded(self, images: Tensor, features: dict[str, Tensor], size: tuple[int, int]) -> PaddedDetections:
+    def padded(self, features: dict[str, Tensor], size: tuple[int, int]) -> PaddedDetections:
         """See `srtod.models.heads`."""
         proposals, valid = self.rpn.padded(features, size)
         logits, offsets = self.roi_heads.predict_padded(features, proposals)
