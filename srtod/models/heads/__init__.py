@@ -9,8 +9,8 @@ Every head is a module `head(batch, features, targets) -> (detections, losses)`:
 - `detections`: in evaluation one {"boxes", "labels", "scores"} an image, else an empty list;
 - `losses`: in training a dictionary of losses `[]`, else an empty dictionary.
 
-But for those with queries, a head also has `head.padded(features, size) -> PaddedDetections`, detections of fixed shapes
-for export; `size` (h, w) is what is no padding in each image.
+But for those with queries, a head also has `head.padded(features, size) -> PaddedDetections`, detections of fixed
+shapes for export; `size` (h, w) is what is no padding in each image.
 
 Where several processes train together and average their gradients (DDP), the one-stage heads divide by the positives of
 all of them, so that the gradients are those of one process with all the images. The two-stage heads average over the
