@@ -173,6 +173,7 @@ def without(tmp_path: Path) -> Path:
 ARGUMENTS = {
     "convert": ["yolo", ".", "a.json"],
     "evaluate": ["a.json", "b.json"],
+    "export": ["a.ckpt", "a.onnx"],
     "inspect": ["."],
     "predict": ["a.ckpt", ".", "out"],
     "report": ["."],

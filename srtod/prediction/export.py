@@ -127,6 +127,12 @@ def export_detector(
     trained = load_detector(checkpoint, **{name: value for name, value in options.items() if value is not None})
     if why := NOT_EXPORTED.get(trained.name):
         raise ValueError(f"{trained.name} cannot be exported: {why}; choose another detector")
+    reconstruction = trained.detector.self_reconstruction
+    if reconstruction is not None and reconstruction.options.difference == "high_frequency":
+        raise ValueError(
+            "a detector with difference=high_frequency cannot be exported: its Fourier transform cannot be traced for images "
+            "of any size; export one with difference=pixel"
+        )
     metadata = _metadata(trained, format_)
     trained.detector.transform = DetectionTransform(None, None)  # resizing is left to whoever runs the file
     pictures = _pictures()

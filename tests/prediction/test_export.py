@@ -212,6 +212,14 @@ def test_detectors_that_cannot_be_exported(
 
 
 @needs_onnx
+def test_an_option_that_cannot_be_exported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert call(write("fcos", tmp_path, difference="high_frequency"), tmp_path / "out.onnx") == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: a detector with difference=high_frequency cannot be exported: ")
+    assert error.count("\n") == 1
+
+
+@needs_onnx
 def test_bad_input(checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out, there, foreign = tmp_path / "out.onnx", tmp_path / "there.onnx", tmp_path / "foreign.ckpt"
     there.write_text("before")
