@@ -130,8 +130,8 @@ def export_detector(
     reconstruction = trained.detector.self_reconstruction
     if reconstruction is not None and reconstruction.options.difference == "high_frequency":
         raise ValueError(
-            "a detector with difference=high_frequency cannot be exported: its Fourier transform cannot be traced for images "
-            "of any size; export one with difference=pixel"
+            "a detector with difference=high_frequency cannot be exported: its Fourier transform cannot be traced for "
+            "images of any size; export one with difference=pixel"
         )
     metadata = _metadata(trained, format_)
     trained.detector.transform = DetectionTransform(None, None)  # resizing is left to whoever runs the file
