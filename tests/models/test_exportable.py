@@ -10,10 +10,9 @@ from srtod.models import DETECTORS, Detector, build_detector
 from srtod.models.exportable import ExportableDetector
 from srtod.models.heads.dense import DenseHead
 from srtod.models.heads.padded import padded_topk, suppress
-from srtod.prediction.export import NOT_EXPORTED
 
 MOST = 30
-EXPORTED = [name for name in DETECTORS if name not in NOT_EXPORTED]
+EXPORTED = [name for name in DETECTORS if name not in ("deformable_detr", "dfine")]
 
 
 def build(name: str, **options: object) -> Detector:
