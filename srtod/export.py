@@ -39,18 +39,13 @@ def main(arguments: Sequence[str] | None = None, prog: str = "python -m srtod.ex
 
     from srtod.prediction.export import export_detector
 
-    try:
-        exported = export_detector(
-            options.checkpoint,
-            options.out,
-            overwrite=options.overwrite,
-            score_threshold=options.score_threshold,
-            detections_per_image=options.detections_per_image,
-        )
-    except ModuleNotFoundError:
-        raise
-    except ImportError as error:
-        raise ValueError(str(error)) from error
+    exported = export_detector(
+        options.checkpoint,
+        options.out,
+        overwrite=options.overwrite,
+        score_threshold=options.score_threshold,
+        detections_per_image=options.detections_per_image,
+    )
     metadata = exported.metadata
     made_for = f"ONNX opset {metadata['opset']}" if "opset" in metadata else f"torch {metadata['torch']}"
     print(f"{exported.path}: {metadata['detector']}, {made_for}; {exported.agreement}")

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from srtod._support.errors import first_line, is_out_of_memory
+from srtod._support.extras import MissingExtraError
 from srtod._support.files import replacing
 from srtod._version import __version__
 from srtod.data import SwarmDataset
@@ -176,7 +177,7 @@ def _format(path: Path) -> Format:
 def _check_libraries(format_: Format) -> None:
     missing = [name for name in LIBRARIES if format_ == "onnx" and find_spec(name) is None]
     if missing:
-        raise ImportError(f"export to ONNX needs {' and '.join(missing)}; pip install 'srtod[export]'")
+        raise MissingExtraError(f"export to ONNX needs {' and '.join(missing)}; pip install 'srtod[export]'")
     if format_ == "pt2":
         from torch._inductor.cpp_builder import get_cpp_compiler
         from torch._inductor.exc import InvalidCxxCompiler
@@ -184,7 +185,7 @@ def _check_libraries(format_: Format) -> None:
         try:
             get_cpp_compiler()
         except InvalidCxxCompiler as error:
-            raise ImportError("export to .pt2 needs a C++ compiler; install g++") from error
+            raise MissingExtraError("export to .pt2 needs a C++ compiler; install g++") from error
 
 
 def _metadata(trained: TrainedDetector, format_: Format) -> dict[str, str]:
