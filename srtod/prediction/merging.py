@@ -23,7 +23,8 @@ def suppress(
     *,
     overlap: Overlap = "iou",
     threshold: float = 0.5,
-    last: Tensor | None = None,
+    parts: Tensor | None = None,
+    groups: Tensor | None = None,
 ) -> Tensor:
     """Greedy non-maximum suppression on the boxes' device, at a cost linear in boxes and in pairs that meet.
 
@@ -36,14 +37,16 @@ def suppress(
         labels: the classes `[K]`: only boxes of one class suppress each other; None: all do.
         overlap: see `Overlap`.
         threshold: from 0 to 1.
-        last: bool `[K]`: boxes that come behind all others, whatever their score; None: none.
+        parts: bool `[K]`: boxes that may be parts of objects. They come behind all others, whatever their score, and
+            with them the overlap is that over the smaller box. None: none.
+        groups: int `[K]`: boxes of one group, which know each other already, do not suppress each other; None: all may.
 
     Returns:
         The indices `[M]` of those that stay, best score first.
     """
     order = torch.sort(scores, descending=True, stable=True).indices
-    if last is not None:
-        order = order[torch.sort(last[order], stable=True).indices]
+    if parts is not None:
+        order = order[torch.sort(parts[order], stable=True).indices]
     kept, rest = order[:0], order
     while len(rest):
         block = rest
@@ -51,7 +54,17 @@ def suppress(
             block = block[: (len(block) + 1) // 2]
         # The kept ones come first: of each pair the first suppresses the second.
         known = torch.cat([kept, block])
-        first, second = sweep.overlapping(None if labels is None else labels[known], overlap, threshold, len(kept))
+        first, second = sweep.pairs_since(len(kept))
+        for which, same in ((labels, True), (groups, False)):
+            if which is not None:
+                allowed = (which[known[first]] == which[known[second]]) == same
+                first, second = first[allowed], second[allowed]
+        over_smaller: Tensor | bool = overlap == "ios"
+        if parts is not None:
+            over_smaller |= parts[known[first]] | parts[known[second]]
+        shared, whole = sweep.overlaps(first, second, over_smaller)
+        met = shared > threshold * whole
+        first, second = first[met], second[met]
         kept, rest = known[_stays(len(known), first, second)], rest[len(block) :]
     return kept[torch.sort(scores[kept], descending=True, stable=True).indices]
 
@@ -98,12 +111,10 @@ class _Sweep:
         self.partners = (ends - torch.arange(len(box), device=boxes.device) - 1).clamp(min=0)
         self.pairs = int(self.partners.sum())
 
-    def overlapping(
-        self, labels: Tensor | None, overlap: Overlap, threshold: float, known: int
-    ) -> tuple[Tensor, Tensor]:
-        """The pairs that overlap by more than the threshold, indices `[P]` of the first and of the second box.
+    def pairs_since(self, known: int) -> tuple[Tensor, Tensor]:
+        """The pairs that may meet, indices `[P]` of the first and of the second box, but those among the first `known`.
 
-        Pairs among the first `known` boxes, which do not overlap, are left out.
+        Those do not overlap.
         """
         one = torch.arange(len(self.box), device=self.box.device).repeat_interleave(self.partners)
         band = self.band[one]
@@ -111,15 +122,15 @@ class _Sweep:
         first, second = torch.minimum(one, other), torch.maximum(one, other)
         # Boxes that share several bands meet in each of them: the one in which both have begun first counts.
         wanted = (second >= known) & (band == torch.maximum(self.tops[first], self.tops[second]))
-        if labels is not None:
-            wanted &= labels[first] == labels[second]
-        first, second = first[wanted], second[wanted]
+        return first[wanted], second[wanted]
+
+    def overlaps(self, first: Tensor, second: Tensor, over_smaller: Tensor | bool) -> tuple[Tensor, Tensor]:
+        """The intersection of pairs `[P]`, and what it is a share of: the smaller box where asked, else the union."""
         a, b = self.boxes[first], self.boxes[second]
         shared = (torch.minimum(a[:, 2:], b[:, 2:]) - torch.maximum(a[:, :2], b[:, :2])).clamp(min=0).prod(dim=1)
         areas = [(box[:, 2:] - box[:, :2]).clamp(min=0).prod(dim=1) for box in (a, b)]
-        whole = torch.minimum(*areas) if overlap == "ios" else areas[0] + areas[1] - shared
-        met = shared > threshold * whole
-        return first[met], second[met]
+        over_smaller = torch.as_tensor(over_smaller, device=shared.device)
+        return shared, torch.where(over_smaller, torch.minimum(*areas), areas[0] + areas[1] - shared)
 
 
 def _ranks(counts: Tensor) -> Tensor:

@@ -28,8 +28,9 @@ class Slicing:
             knows from the checkpoint.
         overlap: how much of a tile its neighbours see too, as a share of the size. An object as large as the overlap
             lies whole in one tile.
-        merge: boxes of a class that overlap by more than the threshold are one object: "iou", by the intersection over
-            the union, or "ios", over the smaller box, which merges parts of an object too.
+        merge: boxes of a class from different tiles that overlap by more than the threshold are one object: by the
+            intersection over the union, "iou", or over the smaller box, "ios". A box that ends where its tile was cut,
+            and so may be a part of an object, is always measured over the smaller box.
         threshold: of the merging.
 
     Raises:
@@ -38,7 +39,7 @@ class Slicing:
 
     size: int | Literal["auto"]
     overlap: float = 0.2
-    merge: Overlap = "ios"
+    merge: Overlap = "iou"
     threshold: float = 0.5
 
     def __post_init__(self) -> None:
@@ -116,6 +117,7 @@ def detect_sliced(
         batch = places[begin : begin + batch_size]
         results = detect([tile.cut(image) for tile in batch])
         found += [_placed(result, tile, height, width) for result, tile in zip(results, batch, strict=True)]
+    tile_of = torch.arange(len(found)).repeat_interleave(torch.tensor([len(result["scores"]) for result in found]))
     merged = {name: torch.cat([result[name] for result in found]) for name in found[0]}
     is_cut = merged.pop("is_cut")
     # A part of an object may score higher than the whole one that another tile sees.
@@ -125,7 +127,8 @@ def detect_sliced(
         merged["labels"],
         overlap=slicing.merge,
         threshold=slicing.threshold,
-        last=is_cut,
+        parts=is_cut,
+        groups=tile_of.to(is_cut.device),  # the detector has settled what overlaps within a tile
     )[:detections]
     return {name: values[kept] for name, values in merged.items()}
 

@@ -45,19 +45,22 @@ def test_boxes_of_very_different_sizes_meet() -> None:
 @pytest.mark.parametrize("overlap", ["iou", "ios"])
 def test_the_order_and_the_overlap_are_as_said(overlap: Literal["iou", "ios"]) -> None:
     boxes, scores, _ = draw(120, 60, 30)
-    last = torch.arange(120) % 3 == 0
-    order = sorted(range(120), key=lambda index: (bool(last[index]), -float(scores[index])))
+    parts, groups = torch.arange(120) % 3 == 0, torch.arange(120) % 5
+    order = sorted(range(120), key=lambda index: (bool(parts[index]), -float(scores[index])))
     kept: list[int] = []
     for index in order:
         shared = (
             torch.minimum(boxes[kept, 2:], boxes[index, 2:]) - torch.maximum(boxes[kept, :2], boxes[index, :2])
         ).clamp(min=0)
         areas, area = box_area(boxes[kept]), box_area(boxes[index : index + 1])
-        whole = torch.minimum(areas, area) if overlap == "ios" else areas + area - shared.prod(dim=1)
-        if not (shared.prod(dim=1) > 0.4 * whole).any():
+        smaller = parts[kept] | parts[index] | (overlap == "ios")
+        whole = torch.where(smaller, torch.minimum(areas, area), areas + area - shared.prod(dim=1))
+        if not ((shared.prod(dim=1) > 0.4 * whole) & (groups[kept] != groups[index])).any():
             kept.append(index)
     expected = sorted(kept, key=lambda index: -float(scores[index]))
-    assert suppress(boxes, scores, overlap=overlap, threshold=0.4, last=last).tolist() == expected
+    found = suppress(boxes, scores, overlap=overlap, threshold=0.4, parts=parts, groups=groups)
+    assert found.tolist() == expected
+    assert len(found) > len(suppress(boxes, scores, overlap=overlap, threshold=0.4, parts=parts))
 
 
 @pytest.mark.slow
