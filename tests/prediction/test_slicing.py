@@ -58,8 +58,13 @@ def test_objects_at_the_borders_of_tiles_come_once_and_whole(batch_size: int) ->
             w, h = torch.randint(4, 18, (2,), generator=generator).tolist()
             image[:, y : y + h, x : x + w] = (len(boxes) + 1) / 255
             boxes.append([x, y, x + w, y + h])
+            if w > 8 < h:  # another one on it, as in a swarm
+                image[:, y + 2 : y + 5, x + 1 : x + 4] = (len(boxes) + 1) / 255
+                boxes.append([x + 1, y + 2, x + 4, y + 5])
     found = detect_sliced(image, Bright(), Slicing(100, 0.2), batch_size=batch_size)
     assert sorted(found["boxes"].int().tolist()) == sorted(boxes)
+    [whole] = Bright()([image])
+    assert sorted(found["boxes"].tolist()) == sorted(whole["boxes"].tolist())
     assert found["scores"].tolist() == sorted(found["scores"].tolist(), reverse=True)
     assert len(detect_sliced(image, Bright(), Slicing(100, 0.2), detections=7)["scores"]) == 7
 
