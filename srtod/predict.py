@@ -227,7 +227,10 @@ def _parser(prog: str) -> Parser:
         "--batch-size", metavar="N", type=int, default=1, help="the most images at once, if they have one size [1]"
     )
     parser.add_argument(
-        "--precision", choices=PRECISIONS, default="32-true", help="floating-point precision of the network [32-true]"
+        "--precision",
+        choices=PRECISIONS,
+        default="32-true",
+        help="floating-point precision of the network; on a CPU bf16-mixed needs its instructions to be fast [32-true]",
     )
     parser.add_argument("--threads", metavar="N", type=int, help="CPU threads [all cores]")
     parser.add_argument(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from PIL import Image
 
 from srtod import inspect
 from srtod._support.cli import run
-from srtod.engine import DetectionData, TrainConfig
+from srtod.engine import DataConfig, DetectionData, TrainConfig
 from srtod.models.anchors import fit_anchor_scale
 from srtod.train import parse_run
 
@@ -154,6 +155,25 @@ def test_labels_without_an_image_are_a_problem(
     printed = capsys.readouterr().out
     assert "train: worth a look\n" in printed
     assert "left out 1 label files without an image of the same name: labels/b.txt; add the images" in printed
+
+
+def test_an_export_that_lacks_its_test_folder_trains_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """And a `test` that is `val` is no leak."""
+    for split in ("train", "valid"):
+        for folder in ("images", "labels"):
+            (tmp_path / "air" / split / folder).mkdir(parents=True)
+        Image.effect_noise((64, 48), 50).save(tmp_path / f"air/{split}/images/{split}.png")
+        (tmp_path / f"air/{split}/labels/{split}.txt").write_text("0 0.5 0.5 0.2 0.2\n")
+    for test in ("../test/images", "../valid/images"):
+        text = f"train: ../train/images\nval: ../valid/images\ntest: {test}\nnames: [car]\n"
+        (tmp_path / "air/data.yaml").write_text(text)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            assert call(monkeypatch, "air") == 0, capsys.readouterr().out
+            data = DetectionData(DataConfig(data="air"), 0)
+        assert (len(data.train_set), len(data.test_set)) == (1, 1)
 
 
 def test_a_set_without_objects(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -13,4 +13,5 @@ def processor() -> tuple[str, list[str]]:
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text().split("\n\n")[0].splitlines() if cpuinfo.is_file() else []
     fields = {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
-    return fields.get("model name", platform.machine()), fields.get("flags", "").split()
+    supported = fields.get("flags") or fields.get("Features", "")  # of x86, of ARM
+    return fields.get("model name", platform.machine()), supported.split()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
@@ -15,6 +16,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from srtod._support.machine import processor
 from srtod.data.image import decode_picture, decoding, read_image, scaled
 from srtod.models import ImageReconstruction
 from srtod.models.checkpoint import load_detector
@@ -35,6 +37,9 @@ Colour = Literal["rgb", "bgr"]
 
 ACROSS_CLASSES = 0.5
 """The intersection over the smaller box from which two boxes of any classes are taken for one object."""
+
+INSTRUCTIONS = {torch.bfloat16: ("bf16",), torch.float16: ("fp16", "asimdhp")}
+"""What the names of a processor's instruction sets for a type hold, of x86 and of ARM."""
 
 Item = TypeVar("Item")
 
@@ -65,7 +70,8 @@ class Predictor:
         batch_size: the most images at once. Only images of one size that follow each other share a batch, so that no
             image is padded because of another; more than one is faster on a GPU, and changes nothing but rounding.
         autocast: torch.bfloat16 or torch.float16 to let most of the network compute in it, which is faster on a GPU and
-            changes scores by some thousandths; None for float32.
+            on a CPU with instructions for it, and changes scores by some thousandths; None for float32. Warns of a CPU
+            without them.
         score_threshold: detections must score above this; None for the training run's.
         detections_per_image: the most detections an image; None for the training run's, which hold for each tile of a
             sliced image.
@@ -107,6 +113,8 @@ class Predictor:
             raise ValueError(f"autocast must be torch.bfloat16, torch.float16 or None, got {autocast}")
         options = {"score_threshold": score_threshold, "detections_per_image": detections_per_image}
         self.device = _device(device)
+        if autocast is not None and self.device.type == "cpu":
+            _warn_of_emulation(autocast)
         trained = load_detector(
             checkpoint, self.device, **{name: value for name, value in options.items() if value is not None}
         )
@@ -281,6 +289,17 @@ def _training_size(size: tuple[int, int] | None, checkpoint: str | PathLike[str]
             f"size of tiles as a number, such as 640"
         )
     return max(size)
+
+
+def _warn_of_emulation(dtype: torch.dtype) -> None:
+    _, supported = processor()
+    if supported and not any(part in name for name in supported for part in INSTRUCTIONS[dtype]):
+        name = str(dtype).removeprefix("torch.")
+        warnings.warn(
+            f"this processor has no instructions for {name}: detections are right, but take longer than in float32; "
+            f"use 32-true (autocast=None) here",
+            stacklevel=3,
+        )
 
 
 def _device(name: str | torch.device) -> torch.device:

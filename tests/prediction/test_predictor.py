@@ -153,6 +153,21 @@ def test_autocast_computes_in_half_precision(checkpoint: Path, predictor: srtod.
     torch.testing.assert_close(coarse, fine, atol=0.02, rtol=0)
 
 
+@pytest.mark.parametrize(
+    ("flags", "warned"), [(["avx2", "avx512_bf16"], False), (["bf16", "asimd"], False), (["avx2"], True)]
+)
+def test_a_processor_without_bfloat16_is_told(
+    checkpoint: Path, flags: list[str], warned: bool, monkeypatch: pytest.MonkeyPatch, recwarn: pytest.WarningsRecorder
+) -> None:
+    monkeypatch.setattr("srtod.prediction.predictor.processor", lambda: ("a processor", flags))
+    srtod.Predictor(checkpoint, "cpu")
+    assert not recwarn.list
+    srtod.Predictor(checkpoint, "cpu", autocast=torch.bfloat16)
+    assert [str(warning.message)[:54] for warning in recwarn.list] == [
+        "this processor has no instructions for bfloat16: detec"
+    ] * warned
+
+
 def test_numpy_images_have_the_order_that_is_said(predictor: srtod.Predictor) -> None:
     rgb = pixels().permute(1, 2, 0).numpy()
     expected = predictor(pixels())
