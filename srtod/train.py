@@ -46,7 +46,7 @@ def run_training(data: str | Path | None = None, *, config: str | Path | None = 
     """Trains a detector: `srtod.train("DATA", config="small", epochs=6)`, as `srtod train` does.
 
     Args:
-        data: the data set's folder, see docs/presets.md; None: the generated swarm set.
+        data: the data set's folder, see docs/data.md; None: the generated swarm set.
         config: a preset, or a YAML file, such as the config.yaml of a run.
         options: those of the command line, with `_` for `-`; they come over the configuration.
 

@@ -29,14 +29,12 @@ def filtration(
     The step has no useful derivative; in the backward pass that of a smooth *surrogate* stands in for it, so that the
     threshold learns. With u = D - t and a = alpha:
 
-    ========  ====================================================================
-    none      0: the behaviour of the authors' release, whose threshold never learns
-    ste       1 (straight-through)
-    sigmoid   a s (1 - s), s = sigmoid(a u)
-    atan      (a / 2) / (1 + (pi a u / 2)^2)
-    triangle  max(0, a - a^2 |u|)
-    rect      a where |u| < 1 / (2 a), else 0
-    ========  ====================================================================
+        none      0: the behaviour of the authors' release, whose threshold never learns
+        ste       1 (straight-through)
+        sigmoid   a s (1 - s), s = sigmoid(a u)
+        atan      (a / 2) / (1 + (pi a u / 2)^2)
+        triangle  max(0, a - a^2 |u|)
+        rect      a where |u| < 1 / (2 a), else 0
 
     Args:
         difference: `[N, 1, H, W]` in [0, 1].

@@ -30,7 +30,7 @@ from srtod.prediction.export import NOT_EXPORTED, OPSET, Agreement, export_detec
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("retinanet", "faster_rcnn", "fcos", "tridentnet", "cascade_rpn", "detectors_rfla")
 """Detectors that were compiled; a test compiles the first two, and with SRTOD_EXPORT=all every one."""
-SLOW = ("fcos", "cascade_rpn", "detectors_rfla")
+SLOW = ("detectors_rfla",)
 """With `faster_rcnn`, and the packages of two detectors, they have every kind of head, neck and operator, but for the
 blocks of `dyhead`; SRTOD_EXPORT=all exports all."""
 if os.environ.get("SRTOD_EXPORT") == "all":
