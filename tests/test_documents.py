@@ -32,6 +32,7 @@ from PIL import Image
 
 import srtod.ops
 from srtod._support.options import Parser
+from srtod.data import LAYOUTS
 from srtod.models.checkpoint import read_checkpoint, write_checkpoint
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -351,6 +352,12 @@ def write_video(path: Path) -> None:
 def test_the_reference_has_every_op() -> None:
     names = re.findall(r"<!-- ::: srtod\.ops\S*\.(\w+)", (ROOT / "docs/ops.md").read_text())
     assert {*names, "FiltrationOptions", "reference"} == set(srtod.ops.__all__)
+
+
+def test_the_page_of_data_has_every_layout() -> None:
+    text = (ROOT / "docs/data.md").read_text()
+    names = [known.name for layout in LAYOUTS for known in (layout, *layout.releases)]
+    assert [name for name in names if not re.search(rf"^\| ([^|]*, )?{re.escape(name)}[ ,]", text, re.MULTILINE)] == []
 
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
