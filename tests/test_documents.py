@@ -62,6 +62,8 @@ NOT_RUN: Mapping[str, str] = {
     r"pytest benchmarks/": "takes up to an hour; .ci/run runs the benchmarks one round",
     r"python benchmarks/report\.py": "needs a benchmark's results; tests/benchmarks/test_benchmarks.py makes some",
     r"python scripts/(model_table|linear_cost)\.py": "takes minutes; tests/benchmarks/test_benchmarks.py makes some",
+    r"srtod export \S+ \S+\.pt2": "takes minutes; tests/prediction/test_export.py compiles two detectors",
+    r"srtod \S+ hf://": "needs a network; tests/_support/test_hub.py has a server",
     r"scripts/gpu_check\.sh": "needs a GPU; tests/scripts/test_gpu_check.py rehearses it",
     r"torchrun": "needs several GPUs; tests/engine/test_distributed.py trains in several processes",
     r"python examples/ultralytics_yolo\.py": "needs ultralytics, whose licence is AGPL-3.0",
@@ -309,12 +311,15 @@ def write_images(dataset: Any, folder: Path, suffix: str = ".png") -> None:
 
 
 def write_coco(folder: Path, **files: str) -> None:
-    """A set in COCO's format: the file of each split by its name."""
+    """A set in COCO's format, with the categories of the `checkpoint` fixture: the file of each split by its name."""
     for seed, (_, file) in enumerate(files.items()):
         dataset = swarm(seed)
         write_images(dataset, folder / "images")
+        content = {**dataset.ground_truth, "categories": [{"id": 3, "name": "drone"}, {"id": 7, "name": "bird"}]}
+        boxes = content["annotations"]
+        content["annotations"] = [{**box, "category_id": (3, 7)[number % 2]} for number, box in enumerate(boxes)]
         (folder / file).parent.mkdir(parents=True, exist_ok=True)
-        (folder / file).write_text(json.dumps(dataset.ground_truth))
+        (folder / file).write_text(json.dumps(content))
 
 
 def write_visdrone(folder: Path) -> None:
