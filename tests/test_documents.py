@@ -63,7 +63,7 @@ NOT_RUN: Mapping[str, str] = {
     r"python benchmarks/report\.py": "needs a benchmark's results; tests/benchmarks/test_benchmarks.py makes some",
     r"python scripts/(model_table|linear_cost)\.py": "takes minutes; tests/benchmarks/test_benchmarks.py makes some",
     r"srtod export \S+ \S+\.pt2": "takes minutes; tests/prediction/test_export.py compiles two detectors",
-    r"srtod \S+ hf://": "needs a network; tests/_support/test_hub.py has a server",
+    r"srtod .*hf://": "needs a network; tests/_support/test_hub.py has a server",
     r"scripts/gpu_check\.sh": "needs a GPU; tests/scripts/test_gpu_check.py rehearses it",
     r"torchrun": "needs several GPUs; tests/engine/test_distributed.py trains in several processes",
     r"python examples/ultralytics_yolo\.py": "needs ultralytics, whose licence is AGPL-3.0",
