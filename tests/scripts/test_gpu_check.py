@@ -69,7 +69,7 @@ def rehearse(folder: Path, *stages: str, seconds: int = SECONDS, **variables: st
         }.items():
             (tools / name).write_text(text)
             (tools / name).chmod(0o755)
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("SRTOD_")} | {
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("SRTOD_", "PYTEST_"))} | {
         "PATH": f"{tools}:{os.environ['PATH']}",
         "PYTHON": sys.executable,
         "PYTHONPATH": str(STAND_IN),
