@@ -23,11 +23,10 @@ from torchvision.ops.misc import Conv2dNormActivation
 
 from ..assigners import IGNORED, without_negatives_inside
 from .anchor_generator import PyramidAnchors
-from .padded import PaddedDetections, clipped, padded_topk, pick, select_by_class
+from .padded import SMALLEST_SIDE, PaddedDetections, clipped, padded_topk, pick, select_by_class
 
 __all__ = ["DenseHead", "LevelPredictions", "centerness_targets", "conv_tower", "make_group_norm"]
 
-SMALLEST_SIDE = 1e-2  # of a detection, in pixels
 PRIOR_PROBABILITY = 0.01  # of an object at a location before training (Lin et al. 2017, section 4.1)
 
 

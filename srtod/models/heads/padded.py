@@ -15,7 +15,10 @@ import torch.nn.functional as F
 from torch import Tensor
 from torchvision.ops import clip_boxes_to_image, nms
 
-__all__ = ["PaddedDetections", "clipped", "padded_topk", "pick", "select_by_class", "suppress"]
+__all__ = ["SMALLEST_SIDE", "PaddedDetections", "clipped", "padded_topk", "pick", "select_by_class", "suppress"]
+
+SMALLEST_SIDE = 1e-2
+"""Of a detection, in pixels; torchvision's region heads have the same."""
 
 
 class PaddedDetections(NamedTuple):

@@ -10,7 +10,7 @@ from torch import Tensor
 from torchvision.models.detection import roi_heads
 
 from ..assigners import MaxIoUAssigner, without_negatives_inside
-from .padded import PaddedDetections, clipped, select_by_class
+from .padded import SMALLEST_SIDE, PaddedDetections, clipped, select_by_class
 
 __all__ = ["RoIHeads"]
 
@@ -83,7 +83,7 @@ class RoIHeads(roi_heads.RoIHeads):
         boxes = (boxes[:, 1:] if boxes.shape[1] > 1 else boxes.expand(-1, num_classes - 1, -1)).unflatten(
             0, valid.shape
         )
-        boxes, visible = clipped(boxes, size, 1e-2)
+        boxes, visible = clipped(boxes, size, SMALLEST_SIDE)
         labels = torch.arange(1, num_classes, device=logits.device).expand(scores.shape)
         kept = visible & (scores > self.score_thresh) & valid[..., None]
         return select_by_class(
