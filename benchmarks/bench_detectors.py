@@ -112,8 +112,8 @@ class AuthorsSelfReconstruction(nn.Module):
 def reconstruction_options(variant: str) -> dict[str, Any]:
     """The options of self-reconstruction; those of the authors' form are the paper's."""
     if variant == "subpixel":
-        return {"threshold": THRESHOLD, "reconstruction": "subpixel"}
-    return {"threshold": THRESHOLD, "reconstruction": "paper", "resize": "nearest"}
+        return {"enhancement": "dgfe", "threshold": THRESHOLD, "reconstruction": "subpixel"}
+    return {"enhancement": "dgfe", "threshold": THRESHOLD, "reconstruction": "paper", "resize": "nearest"}
 
 
 class ModelWork(NamedTuple):

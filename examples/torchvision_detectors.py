@@ -40,7 +40,7 @@ def train(model: str, steps: int = 20, min_size: int = 128, lr: float = 0.005) -
     torch.manual_seed(0)
     constructor, scale = MODELS[model]
     detector = constructor(weights=None, weights_backbone=None, num_classes=2, min_size=min_size, max_size=2 * min_size)
-    reconstruction = srtod.attach(detector, "backbone", key="0", scale=scale)
+    reconstruction = srtod.attach(detector, "backbone", key="0", scale=scale, enhancement="dgfe")
 
     data = SwarmDataset(2, size=(128, 160))
     images, targets = collate([data[index] for index in range(len(data))])

@@ -43,7 +43,8 @@ def train(steps: int = 20, lr: float = 0.002) -> tuple[nn.Module, list[float]]:
     detector = DetectionModel("yolov8n-p2.yaml", nc=1, verbose=False)
     detector.args = get_cfg()  # the weights of its losses
     # Layer 18 is the finest level of the pyramid, at stride 4. Images are not normalised.
-    reconstruction = srtod.attach(detector, "model.18", channels=detector.model[18].cv2.conv.out_channels, scale=4)
+    channels = detector.model[18].cv2.conv.out_channels
+    reconstruction = srtod.attach(detector, "model.18", channels=channels, scale=4, enhancement="dgfe")
 
     data = SwarmDataset(2, size=SIZE)
     inputs = batch(*zip(*(data[index] for index in range(len(data))), strict=True))

@@ -146,7 +146,7 @@ def op_workloads(options: argparse.Namespace) -> Iterator[Workload]:
 
 
 def self_reconstruction_workloads(options: argparse.Namespace) -> Iterator[Workload]:
-    module = SelfReconstruction(options.channels).to(options.device)
+    module = SelfReconstruction(options.channels, enhancement="dgfe").to(options.device)
 
     def inference(size: str) -> Run:
         inputs = Inputs(size, options)
@@ -168,7 +168,7 @@ def self_reconstruction_workloads(options: argparse.Namespace) -> Iterator[Workl
 
 def detector_workloads(options: argparse.Namespace) -> Iterator[Workload]:
     for with_it in (False, True):
-        detector = random_detector("faster_rcnn", self_reconstruction=with_it).to(options.device)
+        detector = random_detector("faster_rcnn", self_reconstruction=with_it, enhancement="dgfe").to(options.device)
         yield from _model_workloads(
             f"Faster R-CNN{' with SR-TOD' if with_it else ''}",
             functools.partial(_detect, detector, options.device),

@@ -81,6 +81,7 @@ def measure(name: str, variant: dict[str, Any], self_reconstruction: bool, optio
         name,
         9,  # AI-TOD's eight classes
         self_reconstruction=self_reconstruction,
+        enhancement="dgfe",
         backbone=options.backbone,
         norm="frozen_batch",
         channels=options.channels,

@@ -70,7 +70,9 @@ def model_card(checkpoint: Mapping[str, Any], path: Path) -> str:
 def _self_reconstruction(model: Mapping[str, Any]) -> str:
     if not model.get("self_reconstruction", True):
         return "none"
-    options = ("reconstruction", "reconstruction_target", "enhancement", "threshold", "resize")
+    options = ["reconstruction", "reconstruction_target", "enhancement"]
+    if model.get("enhancement") != "none":
+        options += ["threshold", "resize"]
     return ", ".join(f"{name} {model[name]}" for name in options if model.get(name) is not None)
 
 

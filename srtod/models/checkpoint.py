@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from os import PathLike
 from pathlib import Path
@@ -141,7 +142,9 @@ def restore_detector(
     try:
         # Weights that are replaced at once are neither read nor downloaded, whatever the file says.
         model = BEFORE | description["model"] | {"weights": None} | options
-        detector = build_detector(**model)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", ".*no effect with enhancement='none'")  # its training said so
+            detector = build_detector(**model)
         detector.load_state_dict(state)
     except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
         written = description["version"]

@@ -20,20 +20,21 @@ class ImageReconstruction(NamedTuple):
         image: the image in [0, 1], `[3, h, w]`.
         reconstruction: the reconstruction in [0, 1], `[3, h, w]`.
         difference: the difference map in [0, 1], `[1, h, w]`.
-        filter: the filter on the pyramid level, values 1 to 2, `[1, ceil(h / stride), ceil(w / stride)]`.
+        filter: the filter on the pyramid level, values 1 to 2, `[1, ceil(h / stride), ceil(w / stride)]`; None with
+            `enhancement="none"`.
         features: how strongly the level responds before its enhancement, of the filter's size: the mean over channels
             of its absolute values. The level has no activation, so that its positive and negative values both carry
             signal and would cancel in a plain mean. What the paper's Fig. 1 and 4 show of P2, it does not say.
-        enhanced: the same after the enhancement.
+        enhanced: the same after the enhancement; None without one.
         stride: stride of the pyramid level: 4 for P2, 8 for P3.
     """
 
     image: Tensor
     reconstruction: Tensor
     difference: Tensor
-    filter: Tensor
+    filter: Tensor | None
     features: Tensor
-    enhanced: Tensor
+    enhanced: Tensor | None
     stride: int
 
 
@@ -50,9 +51,11 @@ def reconstruct_images(
     """
     before = _strength(features)  # measured before the enhancement, which may overwrite the features
     enhanced, output = self_reconstruction(features, images, sizes)
-    after = _strength(enhanced)
     reconstructions = output.reconstruction
-    filters = self_reconstruction.filter(output.difference, (features.shape[2], features.shape[3]))
+    filters = after = None
+    if self_reconstruction.enhancer is not None:
+        filters = self_reconstruction.filter(output.difference, (features.shape[2], features.shape[3]))
+        after = _strength(enhanced)
     stride = self_reconstruction.scale
     results = []
     for index, (height, width) in enumerate(sizes):
@@ -63,9 +66,9 @@ def reconstruct_images(
                 image=images[pixel],
                 reconstruction=reconstructions[pixel],
                 difference=output.difference[pixel],
-                filter=filters[cell],
+                filter=None if filters is None else filters[cell],
                 features=before[cell],
-                enhanced=after[cell],
+                enhanced=None if after is None else after[cell],
                 stride=stride,
             )
         )

@@ -50,13 +50,15 @@ def panel(
 ) -> Image.Image:
     """One row of titled pictures: image with objects | reconstruction | difference map | filter | detections.
 
+    The filter is left out where the detector has none (`enhancement="none"`).
+
     Objects are coloured by class. So are detections, unless their outcomes are given.
 
     Args:
         image: `[3, H, W]` in [0, 1].
         target: `boxes` `[M, 4]`, (x1, y1, x2, y2) in pixels, and `labels` `[M]` from 1.
         detections: the same with `scores` `[M]` in [0, 1].
-        reconstruction: what `Detector.reconstruct` gives; None leaves out the three pictures in the middle.
+        reconstruction: what `Detector.reconstruct` gives; None leaves out the pictures in the middle.
         class_names: name of each class; label k is `class_names[k - 1]`.
         score: detections must score at least this to be drawn.
         outcomes: of the image, at this score, to tell hits, false alarms and missed objects apart; see
@@ -74,6 +76,8 @@ def reconstruction_figure(parts: ImageReconstruction) -> Image.Image:
 
         image   reconstruction                  difference map
         filter  P2 before the enhancement       P2 after the enhancement
+
+    The second row is P2 alone where the detector has no filter (`enhancement="none"`).
 
     Both pictures of P2 (P3 where the detector has self-reconstruction there) have one scale, so that what the
     enhancement raises and lowers can be compared. The image is shown at the size that the detector works at.
@@ -212,27 +216,32 @@ def _marked(
 
 
 def _reconstruction_tiles(parts: ImageReconstruction) -> list[Tile]:
-    """Reconstruction, difference map and filter."""
+    """Reconstruction, difference map and filter, if there is one."""
     enlarge = _enlargement(parts.image)
     top = max(_quantile(parts.difference, 0.999), 1 / 255)  # a few sparks would leave all else black
-    passed = parts.filter - 1
-    return [
+    tiles = [
         Tile([("reconstruction", INK)], enlarged(_pil(parts.reconstruction), enlarge)),
         Tile([(f"difference, yellow {255 * top:.0f}/255", INK)], enlarged(heat_map(parts.difference, top), enlarge)),
-        Tile([(f"filter, {float(passed.mean()):.0%} passes", INK)], _level(_pil(passed), parts)),
     ]
+    if parts.filter is not None:
+        passed = parts.filter - 1
+        tiles.append(Tile([(f"filter, {float(passed.mean()):.0%} passes", INK)], _level(_pil(passed), parts)))
+    return tiles
 
 
 def _feature_tiles(parts: ImageReconstruction) -> list[Tile]:
-    """The pyramid level before and after its enhancement, on one scale."""
+    """The pyramid level, before and after its enhancement on one scale if there is one."""
     name = f"P{parts.stride.bit_length() - 1}"
-    both = torch.stack([parts.features, parts.enhanced])
+    shown = {name: parts.features}
+    if parts.enhanced is not None:
+        shown = {f"{name} before enhancement": parts.features, f"{name} after enhancement": parts.enhanced}
+    both = torch.stack([*shown.values()])
     bottom = _quantile(both, 0.01)
     top = max(_quantile(both, 0.999), bottom + 1e-6)
     scale = f"black {bottom:.2g}, yellow {top:.2g}"
     return [
-        Tile([(f"{name} {when} enhancement, {scale}", INK)], _level(heat_map(values, top, bottom), parts))
-        for when, values in (("before", parts.features), ("after", parts.enhanced))
+        Tile([(f"{title}, {scale}", INK)], _level(heat_map(values, top, bottom), parts))
+        for title, values in shown.items()
     ]
 
 

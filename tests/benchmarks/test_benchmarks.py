@@ -306,11 +306,12 @@ def test_model_table() -> None:
 
 
 def test_model_table_counts_the_reconstruction_head() -> None:
-    detector = build_detector("faster_rcnn", 2, backbone="resnet18", channels=64, min_size=None).eval()
+    options = {"backbone": "resnet18", "channels": 64, "min_size": None}
+    detector = build_detector("faster_rcnn", 2, enhancement="dgfe", **options).eval()
     total, of_reconstruction = model_table.count_macs(detector, [torch.rand(3, 64, 64)])
     # P2 is 16x16 with 64 channels: a 3x3 convolution to 64, and one to the 3 colours of 16 pixels.
     # DGFE's MLP: two pooled vectors of 64 to 4, and one back.
     assert of_reconstruction == 16 * 16 * 9 * 64 * (64 + 48) + 3 * 64 * 4
     assert total > 2 * of_reconstruction
-    plain = build_detector("faster_rcnn", 2, self_reconstruction=False, backbone="resnet18", channels=64).eval()
+    plain = build_detector("faster_rcnn", 2, self_reconstruction=False, **options).eval()
     assert model_table.count_macs(plain, [torch.rand(3, 64, 64)])[1] == 0

@@ -87,7 +87,7 @@ class Watched(NamedTuple):
 @pytest.fixture(scope="session")
 def watched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watched]:
     config = TrainConfig(
-        build(ModelConfig, {"channels": 16, "threshold": 0.1}),
+        build(ModelConfig, {"channels": 16, "enhancement": "dgfe", "threshold": 0.1}),
         DataConfig(swarm_images=25, swarm_size=128, batch_size=3),  # 5 test images: a whole batch and one that is not
         epochs=2,
         accelerator="cpu",

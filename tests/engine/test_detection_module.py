@@ -32,7 +32,7 @@ def test_learning_rate_without_warmup() -> None:
 
 
 def test_only_weights_decay_and_the_threshold_has_its_own_rate() -> None:
-    detector = module(learn_threshold=True).detector
+    detector = module(enhancement="dgfe", learn_threshold=True).detector
     weights, others, thresholds = parameter_groups(detector, 0.02, 1e-4, 0.01)
     assert [group["weight_decay"] for group in (weights, others, thresholds)] == [1e-4, 0, 0]
     assert [group["lr"] for group in (weights, others, thresholds)] == pytest.approx([0.02, 0.02, 0.0002])
@@ -125,11 +125,11 @@ def test_gradients_are_clipped_to_their_norm(clip: float | None) -> None:
         *({"detector": name} for name in DETECTORS),
         pytest.param({"detector": "detectors", "sac": False}, marks=pytest.mark.slow),
         {"detector": "rfla", "rfla_paper": True},
-        {"enhancement": "none"},
+        {"enhancement": "dgfe"},
         {"enhancement": "multiplication"},
         {"enhancement": "concatenation", "learn_threshold": False},
-        {"threshold": None},
-        {"difference": "high_frequency", "cutoff": 0.1},
+        {"enhancement": "dgfe", "threshold": None},
+        {"enhancement": "dgfe", "difference": "high_frequency", "cutoff": 0.1},
     ],
     ids=lambda options: " ".join(map(str, options.values())),
 )

@@ -44,7 +44,7 @@ OPTIONS = [
 ]
 
 
-SAME = ["--reconstruction", "paper", "--threshold", "4/255"]
+SAME = ["--reconstruction", "paper", "--enhancement", "dgfe", "--threshold", "4/255"]
 """A head that learns slowly enough not to magnify rounding, and a threshold that does not depend on the batch."""
 
 

@@ -134,7 +134,12 @@ def written(folder: Path, text: str, name: str = "run.yaml") -> Path:
 def test_every_data_set_and_detector_has_both_presets() -> None:
     expected = [f"{data}/{name}_{flavour}" for data, name in PAIRS for flavour in FLAVOURS]
     expected += [f"{data}/{name}_matched" for data in DATA_SETS for name in QUERY_DETECTORS]
-    assert preset_names() == sorted([*expected, "drones_rgb", "sirst_v2", "small"])
+    assert preset_names() == sorted([*expected, "drones_rgb", "recommended", "sirst_v2", "small"])
+
+
+def test_the_recommended_preset_is_the_default() -> None:
+    assert options_of("recommended") == TrainConfig.from_dict({"data": "folder"}).as_dict()
+    assert {"self_reconstruction", "reconstruction", "enhancement"} <= read_config("recommended").keys()
 
 
 @pytest.mark.parametrize(("data", "detector"), PAIRS)

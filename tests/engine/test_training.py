@@ -21,9 +21,10 @@ from torch import Tensor
 from srtod.engine import DataConfig, DetectionModule, ModelConfig, TrainConfig, TrainedRun, train
 from srtod.models import Detector
 from srtod.models.checkpoint import load_detector
+from srtod.models.reconstruction import SelfReconstructionOptions
 
 CONFIG = TrainConfig(
-    ModelConfig(channels=16),
+    ModelConfig(channels=16, self_reconstruction_options=SelfReconstructionOptions(enhancement="dgfe")),
     DataConfig(swarm_images=10, swarm_size=128, batch_size=2),
     epochs=2,
     limit_batches=2,

@@ -24,7 +24,7 @@ from srtod.models import AttachedSelfReconstruction, ModelInput
 from srtod.models.model_inputs import read_call
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-FIXED = {"threshold": 4 / 255, "learn_threshold": False}
+FIXED = {"enhancement": "dgfe", "threshold": 4 / 255, "learn_threshold": False}
 
 
 class Levels(NamedTuple):

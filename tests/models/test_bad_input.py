@@ -35,7 +35,14 @@ def detector(request: pytest.FixtureRequest) -> Detector:
 
 def build(name: str = "faster_rcnn", **options: Any) -> Detector:
     torch.manual_seed(0)
-    given = {"channels": 16, "norm": "group", "min_size": None, "score_threshold": 0.0, "detections_per_image": 20}
+    given = {
+        "enhancement": "dgfe",
+        "channels": 16,
+        "norm": "group",
+        "min_size": None,
+        "score_threshold": 0.0,
+        "detections_per_image": 20,
+    }
     return build_detector(name, 2, backbone=BACKBONES[name], **(given | options))
 
 
@@ -172,7 +179,7 @@ def test_what_is_no_image_is_refused(detector: Detector, images: Any, error: typ
 @pytest.mark.parametrize("stride", [4, 8])
 @pytest.mark.parametrize("size", [(1, 1), (1, 9), (33, 2), (45, 67)])
 def test_the_plug_alone_takes_images_of_any_size(stride: int, size: tuple[int, int]) -> None:
-    plug = SelfReconstruction(16, scale=stride)
+    plug = SelfReconstruction(16, scale=stride, enhancement="dgfe")
     height, width = size
     features = torch.rand(2, 16, -(-height // stride), -(-width // stride), requires_grad=True)
     image = torch.rand(2, 3, height, width)
@@ -211,7 +218,7 @@ P2, BATCH = torch.rand(2, 16, 10, 13), torch.rand(2, 3, 40, 52)
 def test_the_plug_alone_refuses_what_does_not_fit(
     features: Tensor, image: Tensor, sizes: list[tuple[int, int]] | None, message: str
 ) -> None:
-    plug = SelfReconstruction(16)
+    plug = SelfReconstruction(16, enhancement="dgfe")
     for call in (plug, plug.enhance):
         with pytest.raises(ValueError, match=re.escape(message)):
             call(features, image, sizes)

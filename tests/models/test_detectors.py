@@ -393,9 +393,8 @@ def test_the_surrogate_changes_the_thresholds_gradient_alone(name: str) -> None:
     seen: dict[str, list[Tensor]] = {}
     gradients = {}
     for surrogate in ("none", "sigmoid", "triangle"):
-        detector = build(
-            name, surrogate=surrogate, threshold=0.4, resize="nearest"
-        )  # near the differences of an untrained head
+        # The threshold is near the differences of an untrained head.
+        detector = build(name, enhancement="dgfe", surrogate=surrogate, threshold=0.4, resize="nearest")
 
         def keep(module: nn.Module, args: tuple[Any, ...], into: str = surrogate) -> None:
             seen[into] = [level.detach() for level in args[1].values()]
@@ -419,8 +418,8 @@ def test_the_surrogate_changes_the_thresholds_gradient_alone(name: str) -> None:
         {"enhancement": "none"},
         {"enhancement": "multiplication"},
         {"enhancement": "concatenation", "threshold": None},
-        {"threshold": None},
-        {"learn_threshold": False, "difference": "high_frequency"},
+        {"enhancement": "dgfe", "threshold": None},
+        {"enhancement": "dgfe", "learn_threshold": False, "difference": "high_frequency"},
     ],
     ids=lambda options: "-".join(f"{key}={value}" for key, value in options.items()),
 )
@@ -429,16 +428,15 @@ def test_the_papers_ablations_are_options(name: str, options: dict[str, Any]) ->
     step(detector, *example())
     plug = detector.self_reconstruction
     assert isinstance(plug, SelfReconstruction)
-    assert (plug.threshold is None) == (options.get("enhancement") == "none" or "threshold" in options)
+    assert (plug.threshold is None) == (options["enhancement"] == "none" or "threshold" in options)
 
 
 @on_p2_and_p3
 def test_pruned_inference_detects_the_same(name: str, device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
     """Inference reconstructs the pixels alone that the filter looks at: not one of its decisions changes."""
     monkeypatch.setattr(torch.backends.cudnn, "deterministic", True)  # or equal inputs may round differently
-    detector = (
-        build(name, threshold=0.4, resize="nearest", score_threshold=0.0).eval().to(device)
-    )  # near untrained differences
+    # The threshold is near the differences of an untrained head.
+    detector = build(name, enhancement="dgfe", threshold=0.4, resize="nearest", score_threshold=0.0).eval().to(device)
     plug = detector.self_reconstruction
     assert plug is not None
     images = [image.to(device) for image in (*example()[0], torch.rand(3, 50, 71))]

@@ -55,7 +55,7 @@ def write(name: str, folder: Path, **options: Any) -> Path:
     torch.manual_seed(0)
     model: dict[str, Any] = {"name": name, "num_classes": 3, "backbone": "resnet18", "channels": 16}
     model |= {"min_size": None, "score_threshold": 0.0, "detections_per_image": 20, "reconstruction": "subpixel"}
-    model |= {"resize": "max", "threshold": 4 / 255} | options
+    model |= {"enhancement": "dgfe", "resize": "max", "threshold": 4 / 255} | options
     weights = {f"detector.{key}": value for key, value in build_detector(**model).state_dict().items()}
     path = folder / f"{name}.ckpt"
     write_checkpoint({"state_dict": weights, "srtod": describe(model, ["drone", "bird"], [3, 7])}, path)

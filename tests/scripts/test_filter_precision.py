@@ -21,6 +21,7 @@ MODEL = {
     "num_classes": 2,
     "backbone": "mobilenet_v2",
     "norm": "group",
+    "enhancement": "dgfe",
     "resize": "nearest",
     "channels": 16,
     "min_size": None,

@@ -17,7 +17,7 @@ from srtod.studies.folder import RunFolder
 STUDY = """
 name: small
 seeds: [0, 1]
-options: {epochs: 2, accelerator: cpu, channels: 16, swarm_images: 4, swarm_size: 128}
+options: {epochs: 2, accelerator: cpu, channels: 16, enhancement: dgfe, swarm_images: 4, swarm_size: 128}
 datasets:
   easy: {}
   hard: {swarm_kind: hard}

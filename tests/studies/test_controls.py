@@ -17,6 +17,7 @@ CONFIG = TrainConfig.from_dict(
     {
         "channels": 16,
         "threshold": 8 / 255,
+        "enhancement": "dgfe",
         "resize": "nearest",
         "reconstruction": "subpixel",
         "accelerator": "cpu",

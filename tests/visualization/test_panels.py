@@ -75,6 +75,16 @@ def test_a_panel_of_five_pictures() -> None:
     assert two.size == (8 + 2 * (tile + 8), five.size[1])
 
 
+def test_pictures_without_a_filter_leave_it_out() -> None:
+    parts = reconstructed(63, 90)._replace(filter=None, enhanced=None)
+    image = torch.zeros(3, 63, 90)
+    four = panel(image, objects([4, 4, 9, 9]), objects(), parts, class_names=["drone"])
+    assert four.size == (8 + 4 * (6 * 90 + 8), 26 + 6 * 63 + 8)
+    figure = reconstruction_figure(parts)
+    assert figure.size == (8 + 3 * (6 * 90 + 8), 2 * (26 + 6 * 63 + 8))
+    assert figure.getpixel((8 + 6 * 90 - 1, 2 * 26 + 2 * 6 * 63 + 7)) == HEAT[-1]  # P2's largest value
+
+
 @pytest.mark.parametrize("stride", [4, 8])
 def test_a_figure_of_six_pictures(stride: int) -> None:
     figure = reconstruction_figure(reconstructed(63, 90, stride))

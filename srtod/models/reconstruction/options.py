@@ -43,9 +43,9 @@ class SelfReconstructionOptions(FiltrationOptions):
         False, "keep the reconstruction's gradient in its head: none of it reaches neck and backbone"
     )
     enhancement: Literal["dgfe", "soft", "none", "multiplication", "concatenation", "attention"] = option(
-        "dgfe",
-        "what the difference map does to the features; soft: DGFE with a sigmoid in place of the step; none: the "
-        "reconstruction's loss alone acts on them, and inference is the plain detector's",
+        "none",
+        "what the difference map does to the features; none: nothing, so that the reconstruction's loss alone acts on "
+        "them, and inference is the plain detector's; soft: DGFE with a sigmoid in place of the step",
     )
     identity_start: bool = option(
         True, "start with channel weights that leave P2 as it is, instead of about 0.5 as in the paper"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, fields
 from typing import Any, NamedTuple
@@ -63,8 +64,8 @@ class SelfReconstructionOutput(NamedTuple):
 class SelfReconstruction(nn.Module):
     """Reconstructs the image from the lowest pyramid level and enhances that level where the reconstruction fails.
 
-    Works with any detector that has a feature pyramid: the enhanced features replace the level they came from, and the
-    loss joins the detector's.
+    Works with any detector that has a feature pyramid: the loss joins the detector's, and the enhanced features replace
+    the level they came from. By default the loss acts alone, and the features stay: see `enhancement`.
 
         features["p2"], reconstruction = self_reconstruction(features["p2"], image)
         losses["loss_reconstruction"] = reconstruction.loss
@@ -72,14 +73,15 @@ class SelfReconstruction(nn.Module):
     The paper's method and its ablations are options, each of them for any detector:
 
     ======================================  ==========================================================================
-    Sec. 3, the method as released          `reconstruction="paper", identity_start=False, surrogate="none"`
+    Sec. 3, the method as released          `enhancement="dgfe", reconstruction="paper", resize="nearest",
+                                            threshold=4 / 255, identity_start=False, surrogate="none"`
     Tab. 4, reconstruction head alone       `enhancement="none"`: P2' = P2; the loss alone acts on the detector
-    Tab. 5, without a threshold             `threshold=None`: Filtration(D) = Resize(D) + 1 in place of Eq. 4
-    Tab. 5, fixed threshold                 `learn_threshold=False`
+    Tab. 5, without a threshold             DGFE with `threshold=None`: Filtration(D) = Resize(D) + 1 in place of Eq. 4
+    Tab. 5, fixed threshold                 DGFE with `learn_threshold=False`
     Tab. 6, element-wise multiplication     `enhancement="multiplication"`: P2' = B * P2
     Tab. 6, concatenation                   `enhancement="concatenation"`: P2' = Conv1x1([P2, B])
     Tab. 6, element-wise attention          `enhancement="attention"`: the paper's name for DGFE there; the same module
-    Tab. 7, high-frequency difference map   `difference="high_frequency"`: see `srtod.ops`
+    Tab. 7, high-frequency difference map   DGFE with `difference="high_frequency"`: see `srtod.ops`
     ======================================  ==========================================================================
 
     B is the binary difference map at the level's size (without a threshold: D), see
@@ -112,6 +114,7 @@ class SelfReconstruction(nn.Module):
             hint = did_you_mean(name, known) or f"it has {', '.join(known)}"
             raise TypeError(f"SelfReconstruction has no option {name!r}; {hint}")
         self.options = SelfReconstructionOptions(**options)
+        _warn_of_idle(self.options)
         self.scale = scale
         self.started = True
         self.observer = None
@@ -375,6 +378,22 @@ def _check_head(module: SelfReconstruction, state: dict[str, Any], prefix: str, 
         raise ValueError(
             f"the weights are of reconstruction={kind!r}, but this is reconstruction="
             f"{module.options.reconstruction!r}; build it with the first"
+        )
+
+
+def _warn_of_idle(options: SelfReconstructionOptions) -> None:
+    """Warns of options that shape a filter where there is none."""
+    if options.enhancement != "none":
+        return
+    given = [
+        field.name
+        for field in fields(FiltrationOptions)
+        if getattr(options, field.name) != getattr(SelfReconstructionOptions, field.name)
+    ]
+    if given:
+        warnings.warn(
+            f"{', '.join(given)}: no effect with enhancement='none', which has no filter; enhancement='dgfe' has one",
+            stacklevel=3,
         )
 
 

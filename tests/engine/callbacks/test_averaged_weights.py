@@ -44,7 +44,7 @@ def test_averaged_weights_are_those_computed_by_hand_and_what_is_evaluated(
 
     monkeypatch.setattr(DetectionModule, "optimizer_step", recording)
     monkeypatch.setattr(DetectionModule, "validation_step", looking)
-    options = SelfReconstructionOptions(threshold=0.0, surrogate="ste")
+    options = SelfReconstructionOptions(enhancement="dgfe", threshold=0.0, surrogate="ste")
     model = replace(CONFIG.model, self_reconstruction_options=options)
     train(replace(CONFIG, model=model, threshold_lr=100.0, ema=0.75, accumulate=2, output=str(tmp_path / "run")))
     assert len(history) == 2

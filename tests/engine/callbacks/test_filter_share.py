@@ -26,7 +26,8 @@ def test_scalars_of_every_evaluation(watched: Any) -> None:
 def make(**options: Any) -> DetectionModule:
     """With the paper's head, which gives grey before it has learnt."""
     torch.manual_seed(0)
-    config = TrainConfig.from_dict({"channels": 16, "reconstruction": "paper", "resize": "nearest", **options})
+    paper = {"reconstruction": "paper", "enhancement": "dgfe", "resize": "nearest"}
+    config = TrainConfig.from_dict({"channels": 16, **paper, **options})
     return DetectionModule(config, ["drone"], [1])
 
 

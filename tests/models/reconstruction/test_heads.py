@@ -82,5 +82,5 @@ def test_bad_input() -> None:
         SubpixelHead(16, 0)
     # A level with channels that the paper's head cannot halve suits the subpixel head.
     with pytest.raises(ValueError, match="in_channels must be a positive multiple of scale=4"):
-        SelfReconstruction(18, reduction=6, reconstruction="paper")
-    SelfReconstruction(18, reduction=6, reconstruction="subpixel")
+        SelfReconstruction(18, enhancement="dgfe", reduction=6, reconstruction="paper")
+    SelfReconstruction(18, enhancement="dgfe", reduction=6, reconstruction="subpixel")

@@ -14,9 +14,9 @@ NO_LAUNCH = {"alias", "detach", "select", "slice", "unsqueeze", "expand", "view"
 ON_THE_CPU_ALONE = {"aminmax", "_local_scalar_dense"}  # whether the image is in [0, 1]
 
 OPTIONS = (
-    {"reconstruction": "paper", "threshold": 0.25, "resize": "nearest", "recompute": False},
-    {"reconstruction": "subpixel", "threshold": "auto"},
-    {"reconstruction": "subpixel", "reconstruction_target": "boxes", "threshold": None},
+    {"reconstruction": "paper", "enhancement": "dgfe", "threshold": 0.25, "resize": "nearest", "recompute": False},
+    {"reconstruction": "subpixel", "enhancement": "dgfe", "threshold": "auto"},
+    {"reconstruction_target": "boxes", "enhancement": "dgfe", "threshold": None},
     {"reconstruction": "resampled", "enhancement": "soft"},
 )
 
@@ -39,7 +39,9 @@ class Operations(TorchDispatchMode):
 @pytest.mark.parametrize(("reconstruction", "training", "inference"), [("paper", 80, 15), ("subpixel", 30, 10)])
 def test_few_operations(reconstruction: str, training: int, inference: int, resize: str) -> None:
     """Of a batch of two; in one strip, as 800x800 is on a GPU, and with so few channels that no CPU's kernel runs."""
-    module = SelfReconstruction(16, reconstruction=reconstruction, threshold=0.25, resize=resize, inplace=True)
+    module = SelfReconstruction(
+        16, reconstruction=reconstruction, enhancement="dgfe", threshold=0.25, resize=resize, inplace=True
+    )
     features, image = torch.randn(2, 16, 16, 16), torch.rand(2, 3, 64, 64)
     features = features.contiguous(memory_format=torch.channels_last).requires_grad_()
     with Operations() as operations:

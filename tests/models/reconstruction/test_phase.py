@@ -16,6 +16,7 @@ def ratio_of_the_sampled_phase(reconstruction: str, difference_gradient: bool) -
     module = SelfReconstruction(
         16,
         reconstruction=reconstruction,
+        enhancement="dgfe",
         threshold=0.2,
         resize="nearest",
         learn_threshold=False,

@@ -3,6 +3,7 @@
 import copy
 import itertools
 import math
+import warnings
 import weakref
 from collections.abc import Callable
 
@@ -40,13 +41,23 @@ every_variant = pytest.mark.parametrize("variant", VARIANTS)
 def make(**options: object) -> SelfReconstruction:
     """The paper's head and a threshold, unless the options say otherwise."""
     torch.manual_seed(0)
-    return SelfReconstruction(16, **{"reconstruction": "paper", "resize": "nearest", "threshold": 4 / 255} | options)
+    paper = {"reconstruction": "paper", "enhancement": "dgfe", "resize": "nearest", "threshold": 4 / 255}
+    return SelfReconstruction(16, **paper | options)
 
 
 def example(height: int = 24, width: int = 32, batch: int = 2) -> tuple[torch.Tensor, torch.Tensor]:
     generator = torch.Generator().manual_seed(1)
     features = torch.randn(batch, 16, -(-height // 4), -(-width // 4), generator=generator)
     return features, torch.rand(batch, 3, height, width, generator=generator)
+
+
+def test_options_of_a_filter_without_a_filter_are_told() -> None:
+    with pytest.warns(UserWarning, match="^threshold, resize: no effect with enhancement='none'"):
+        SelfReconstruction(16, threshold=4 / 255, resize="nearest")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        SelfReconstruction(16)
+        make()
 
 
 def test_output_is_the_reference_formula() -> None:
@@ -408,7 +419,7 @@ def test_the_filter_of_sampled_pixels_is_that_of_the_whole_map(
     scale: int, dtype: torch.dtype, layout: torch.memory_format, device: torch.device
 ) -> None:
     torch.manual_seed(0)
-    module = SelfReconstruction(16, reconstruction="paper", scale=scale, threshold=0.3, resize="nearest")
+    module = make(scale=scale, threshold=0.3)
     module = module.to(device, memory_format=layout)
     features = torch.randn(2, 16, 20, 24).contiguous(memory_format=layout).to(device)
     flips = 0

@@ -18,7 +18,8 @@ def example() -> tuple[torch.Tensor, torch.Tensor]:
 
 def make(**options: object) -> SelfReconstruction:
     torch.manual_seed(0)
-    return SelfReconstruction(16, **{"reconstruction": "paper", "resize": "nearest", "threshold": 4 / 255} | options)
+    paper = {"reconstruction": "paper", "enhancement": "dgfe", "resize": "nearest", "threshold": 4 / 255}
+    return SelfReconstruction(16, **paper | options)
 
 
 @pytest.mark.parametrize("stride", [1, 4])
