@@ -6,7 +6,8 @@ import csv
 import math
 import shlex
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 from matplotlib.figure import Figure
@@ -207,7 +208,9 @@ def _text(study: Study, runs: Sequence[Run], done: Sequence[Run]) -> str:
     for dataset in study.datasets:
         own = [run for run in done if run.plan["dataset"] == dataset]
         if own:
-            parts += [f"## {dataset}", _means(study, own), _differences(study, own)]
+            parts += [f"## {dataset}", _means(study, own), _differences(study, partial(difference, study, own))]
+    if rows := _differences(study, partial(difference_over_sets, study, done)):
+        parts += ["## All sets", "The mean over the data sets, seed by seed.", rows]
     parts.append(_variants(study))
     parts.append(_others(runs, done))
     parts.append(_code(done))
@@ -235,17 +238,14 @@ def _means(study: Study, runs: Sequence[Run]) -> str:
     return _table(["variant", "seeds", *METRICS, "filter share", "precision", "recall", "PSNR"], rows)
 
 
-def _differences(study: Study, runs: Sequence[Run]) -> str:
+def _differences(study: Study, find: Callable[[str, str], Difference | None]) -> str:
+    """The table of what `find` gives for a variant and a metric."""
     rows = []
-    for variant, _ in _by_variant(study, runs):
-        if study.variants[variant].baseline is None:
-            continue
-        found = [difference(study, runs, variant, name) for name in METRICS]
+    for variant, written in study.variants.items():
+        found = [find(variant, name) for name in METRICS] if written.baseline is not None else [None]
         if found[0] is not None:
             cells = ["-" if one is None else _difference_cell(one) for one in found]
-            rows.append(
-                [_shown(study, variant), str(study.variants[variant].baseline), str(len(found[0].each)), *cells]
-            )
+            rows.append([_shown(study, variant), str(written.baseline), str(len(found[0].each)), *cells])
     return _table(["variant", "minus", "pairs", *METRICS], rows) if rows else ""
 
 
@@ -258,6 +258,18 @@ def difference(study: Study, runs: Sequence[Run], variant: str, metric: str) -> 
         if value is not None:
             values.setdefault(run.plan["variant"], {})[run.plan["seed"]] = value
     return paired_difference(values.get(variant, {}), values.get(str(baseline), {}))
+
+
+def difference_over_sets(study: Study, runs: Sequence[Run], variant: str, metric: str) -> Difference | None:
+    """The same, averaged over all data sets seed by seed; None if one has no pair, or there is one set alone."""
+    by_set = [[run for run in runs if run.plan["dataset"] == dataset] for dataset in study.datasets]
+    found = [difference(study, own, variant, metric) for own in by_set]
+    known = [one.each for one in found if one is not None]
+    if len(known) < max(2, len(found)):
+        return None
+    seeds = set.intersection(*(set(each) for each in known))
+    means = {seed: mean([each[seed] for each in known]).mean for seed in seeds}
+    return paired_difference(means, dict.fromkeys(means, 0.0))
 
 
 def _by_variant(study: Study, runs: Sequence[Run]) -> list[tuple[str, list[Run]]]:
@@ -322,15 +334,20 @@ def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def _plot(study: Study, done: Sequence[Run]) -> Figure:
-    """The paired differences of AP: a panel a data set, a row a variant, a grey point a seed."""
-    datasets = [name for name in study.datasets if any(run.plan["dataset"] == name for run in done)]
-    variants = [name for name, variant in study.variants.items() if variant.baseline is not None]
-    figure = Figure(figsize=(2.2 + 2.6 * len(datasets), 1.2 + 0.3 * max(1, len(variants))), layout="constrained")
-    panels = figure.subplots(1, len(datasets), sharey=True, squeeze=False)[0]
-    for panel, dataset in zip(panels, datasets, strict=True):
-        own = [run for run in done if run.plan["dataset"] == dataset]
+    """The paired differences of AP: a panel a data set and one for all, a row a variant, a grey point a seed."""
+    finders = {
+        name: partial(difference, study, own)
+        for name in study.datasets
+        if (own := [run for run in done if run.plan["dataset"] == name])
+    }
+    variants = [name for name, _ in _by_variant(study, done) if study.variants[name].baseline is not None]
+    if any(difference_over_sets(study, done, variant, "AP") for variant in variants):
+        finders["all sets"] = partial(difference_over_sets, study, done)
+    figure = Figure(figsize=(2.2 + 2.6 * len(finders), 1.2 + 0.3 * max(1, len(variants))), layout="constrained")
+    panels = figure.subplots(1, len(finders), sharey=True, squeeze=False)[0]
+    for panel, (title, find) in zip(panels, finders.items(), strict=True):
         for row, variant in enumerate(variants):
-            found = difference(study, own, variant, "AP")
+            found = find(variant, "AP")
             if found is None:
                 continue
             panel.plot(list(found.each.values()), [row] * len(found.each), ".", color="0.7", zorder=1)
@@ -338,9 +355,9 @@ def _plot(study: Study, done: Sequence[Run]) -> Figure:
             panel.plot([low, high], [row, row], color="C0", linewidth=2)
             panel.plot([found.mean], [row], "o", color="C0", markersize=5)
         panel.axvline(0, color="black", linewidth=0.8)
-        panel.set_title(dataset, fontsize=9)
+        panel.set_title(title, fontsize=9)
         panel.set_xlabel("AP minus baseline", fontsize=8)
         panel.tick_params(labelsize=8)
     panels[0].set_yticks(range(len(variants)), [_shown(study, name) for name in variants])
-    panels[0].set_ylim(len(variants) - 0.5, -0.5)
+    panels[0].set_ylim(max(1, len(variants)) - 0.5, -0.5)
     return figure

@@ -63,6 +63,27 @@ def test_all_runs_are_done_and_then_skipped(study: Study, folder: StudyFolder, s
     assert (folder.path / "summary.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_differences_over_all_sets_are_means_seed_by_seed(study: Study, folder: StudyFolder, stand_in: StandIn) -> None:
+    run_study(study, folder, study.plans(["plain", "sr_tod"]), jobs=3, command=stand_in(), report=lambda line: None)
+    for plan, value in zip(study.plans(["sr_tod"], ["easy"]), (0.45, 0.48), strict=True):
+        change_record(
+            folder.run(plan), metrics=dict.fromkeys(("AP", "AP50", "AP75", "APvt", "APt", "APs"), value) | {"APm": -1}
+        )
+    write_summary(study, folder)
+    all_sets = (folder.path / "summary.md").read_text().partition("## All sets")[2]
+    # +15 and +17 on the one, +5 and +5 on the other; with two values t is 12.7.
+    assert "| sr_tod | plain | 2 | +10.5 [+4.1, +16.9] |" in all_sets
+    assert "[+4.1, +16.9] | - |\n" in all_sets  # one set has no APm
+    [sr_tod] = (folder.run(plan) for plan in study.plans(["sr_tod"], ["hard"], [0]))
+    change_record(sr_tod, status="failed", error="gone")
+    write_summary(study, folder)
+    assert "## All sets" in (folder.path / "summary.md").read_text()
+    [sr_tod] = (folder.run(plan) for plan in study.plans(["sr_tod"], ["hard"], [1]))
+    change_record(sr_tod, status="failed", error="gone")
+    write_summary(study, folder)
+    assert "## All sets" not in (folder.path / "summary.md").read_text()
+
+
 def test_more_seeds_come_into_the_same_folder(study: Study, folder: StudyFolder, stand_in: StandIn) -> None:
     for seeds in ([0], [0, 5]):
         run_study(study, folder, study.plans(["plain"], ["easy"], seeds), command=stand_in(), report=lambda line: None)
