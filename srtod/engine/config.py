@@ -191,7 +191,7 @@ class TrainConfig:
         1e-4, "weight decay; not on the threshold, biases and norms", within="natural", near=("wd",)
     )
     reconstruction_lr: float = option(
-        5.0, "learning rate of the reconstruction head, as a multiple of lr", within="positive"
+        1.0, "learning rate of the reconstruction head, as a multiple of lr", within="positive"
     )
     threshold_lr: float = option(
         0.01,
