@@ -64,6 +64,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "backbone": "mobilenet_v2",
         "channels": 16,
         "reconstruction": "subpixel",
+        "enhancement": "dgfe",
         "threshold": 4 / 255,
         "min_size": None,
         "score_threshold": 0.0,
