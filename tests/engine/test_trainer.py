@@ -114,7 +114,7 @@ def test_the_learning_rate_is_scaled_to_the_images_of_a_step(lr_batch: int | Non
 @pytest.mark.slow
 def test_a_compiled_run_equals_an_eager_one(tmp_path: Path) -> None:
     # The paper's head: with the subpixel head rounding came to 2.5e-5, over the bound below.
-    options = SelfReconstructionOptions(reconstruction="paper", threshold=4 / 255)
+    options = SelfReconstructionOptions(reconstruction="paper", enhancement="dgfe", threshold=4 / 255)
     config = replace(CONFIG, model=replace(CONFIG.model, self_reconstruction_options=options), limit_batches=1)
     for compiled in (False, True):
         train(replace(config, compile=compiled, output=str(tmp_path / str(compiled))))
